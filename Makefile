@@ -1,0 +1,60 @@
+# The project's commands. `make` alone lists them.
+# CARGO_TARGET_DIR, when set, is where everything is built, and where the demo's pictures go.
+
+CARGO ?= cargo
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+
+# The backends that `make matrix` goes through: what this system can have.
+ifeq ($(OS),Windows_NT)
+BACKENDS ?= vulkan dx12
+else ifeq ($(shell uname -s),Darwin)
+BACKENDS ?= metal
+else
+BACKENDS ?= vulkan gl
+endif
+
+# No "Leaving directory" after the summary of a nested `make test`.
+MAKEFLAGS += --no-print-directory
+
+.DEFAULT_GOAL := help
+.PHONY: help adapter demo test lint check matrix clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
+
+adapter: ## make sure that there is an adapter; install Mesa's software drivers where there is none
+	@bash scripts/ensure-adapter.sh
+
+demo: adapter ## train a small network on handwritten digits and draw what batch norm does
+	$(CARGO) run --release --locked --example digits -- --out "$(TARGET)/demo"
+	@echo "The pictures are in $(TARGET)/demo"
+
+# The documentation's examples go first: their runner ends with its timing, the other with its summary.
+test: adapter ## run every test
+	$(CARGO) test --workspace --locked --doc
+	$(CARGO) test --workspace --locked --tests
+
+# The library without features is what a wgpu program links, so it is linted on its own too.
+lint: ## formatting, clippy and the documentation, all warnings being errors
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	$(CARGO) clippy --package wgpu-batchnorm --lib --no-default-features --locked -- -D warnings
+	RUSTDOCFLAGS="$(RUSTDOCFLAGS) -D warnings" $(CARGO) doc --workspace --no-deps --all-features --locked
+
+# One after the other, whatever -j says: the tests come last.
+check: ## lint, then test: what continuous integration runs
+	@$(MAKE) lint
+	@$(MAKE) test
+
+# Every backend is gone through even when one of them fails, and the failure is kept.
+matrix: ## check, then every kernel path on every backend (before a release)
+	@$(MAKE) check
+	@failed=; for backend in $(BACKENDS); do \
+		echo "== $$backend"; \
+		$(CARGO) run --release --locked --package wgpu-batchnorm-cli -- check --full --backend $$backend \
+			|| failed="$$failed $$backend"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "failed on:$$failed" >&2; exit 1; fi
+
+clean: ## remove what was built
+	$(CARGO) clean

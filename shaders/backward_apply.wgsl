@@ -1,0 +1,105 @@
+// The input's gradient: dx = A·dz + B·(x - K) + D with dz = dy·act'(z); with a residual and an activation also the
+// residual's, dz itself.
+//
+// Parallel: flat. An invocation owns one aligned vector of 4 elements, then the one `stride` further on, and looks up
+// the channel of each element; no two invocations write one word. Reads x, dy (and the residual) once, writes dx (and
+// dz) once.
+
+@group(0) @binding(1) var<storage, read> input: array<Word>;
+@group(0) @binding(2) var<storage, read> grad_output: array<Word>;
+@group(0) @binding(3) var<storage, read> residual: array<Word>;
+@group(0) @binding(4) var<storage, read> coefficients: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read_write> grad_input: array<Word>;
+@group(0) @binding(6) var<storage, read_write> grad_residual: array<Word>;
+
+fn read_input(i: u32) -> vec4<f32> {
+    if WHOLE_VECTORS {
+        return vec4<f32>(input[i]);
+    }
+    let e = 4u * i;
+    return vec4(first(input[e]), first(input[e + 1u]), first(input[e + 2u]), first(input[e + 3u]));
+}
+
+fn read_grad_output(i: u32) -> vec4<f32> {
+    if WHOLE_VECTORS {
+        return vec4<f32>(grad_output[i]);
+    }
+    let e = 4u * i;
+    return vec4(first(grad_output[e]), first(grad_output[e + 1u]), first(grad_output[e + 2u]), first(grad_output[e + 3u]));
+}
+
+fn read_residual(i: u32) -> vec4<f32> {
+    if WHOLE_VECTORS {
+        return vec4<f32>(residual[i]);
+    }
+    let e = 4u * i;
+    return vec4(first(residual[e]), first(residual[e + 1u]), first(residual[e + 2u]), first(residual[e + 3u]));
+}
+
+fn write_grad_input(i: u32, v: vec4<f32>) {
+    if WHOLE_VECTORS {
+        grad_input[i] = word(v);
+        return;
+    }
+    let e = 4u * i;
+    grad_input[e] = word(v);
+    if e + 1u < params.elements { grad_input[e + 1u] = word(v.yyyy); }
+    if e + 2u < params.elements { grad_input[e + 2u] = word(v.zzzz); }
+    if e + 3u < params.elements { grad_input[e + 3u] = word(v.wwww); }
+}
+
+fn write_grad_residual(i: u32, v: vec4<f32>) {
+    if WHOLE_VECTORS {
+        grad_residual[i] = word(v);
+        return;
+    }
+    let e = 4u * i;
+    grad_residual[e] = word(v);
+    if e + 1u < params.elements { grad_residual[e + 1u] = word(v.yyyy); }
+    if e + 2u < params.elements { grad_residual[e + 2u] = word(v.zzzz); }
+    if e + 3u < params.elements { grad_residual[e + 3u] = word(v.wwww); }
+}
+
+struct Four {
+    a: vec4<f32>,
+    b: vec4<f32>,
+    c: vec4<f32>,
+}
+
+// The first three parts of the coefficients of a vector's 4 elements, from `base` on.
+fn coefficients_of(place: Place, base: u32) -> Four {
+    let c0 = coefficients[base + place.channel];
+    if CHANNEL_LOOKUP == SAME_CHANNEL {
+        return Four(c0.xxxx, c0.yyyy, c0.zzzz);
+    }
+    let c1 = coefficients[base + channel_of(place, 1u)];
+    let c2 = coefficients[base + channel_of(place, 2u)];
+    let c3 = coefficients[base + channel_of(place, 3u)];
+    return Four(vec4(c0.x, c1.x, c2.x, c3.x), vec4(c0.y, c1.y, c2.y, c3.y), vec4(c0.z, c1.z, c2.z, c3.z));
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn backward_apply(
+    @builtin(workgroup_id) id: vec3<u32>,
+    @builtin(num_workgroups) grid: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    var place = flat_place(workgroup_number(id, grid) * WORKGROUP + lane);
+    for (; place.vector < params.vectors; place = next_place(place)) {
+        let forward = coefficients_of(place, 0u);                // K, scale, shift
+        let backward = coefficients_of(place, params.channels);  // A, B, D
+        let d = read_input(place.vector) - forward.a;
+        var dz = read_grad_output(place.vector);
+        if ACTIVATION != 0u {
+            var z = fma(d, forward.b, forward.c);
+            if RESIDUAL {
+                z += read_residual(place.vector);
+            }
+            dz = activation_gradient(z, dz);
+            if RESIDUAL {
+                write_grad_residual(place.vector, dz);
+            }
+        }
+        write_grad_input(place.vector, fma(backward.a, dz, fma(backward.b, d, backward.c)));
+    }
+}

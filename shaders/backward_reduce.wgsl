@@ -1,0 +1,149 @@
+// Gradient sums: x, dy -> (Σdz, its remainder, Σdz·(x-K), its remainder) per piece and channel (planar) or per piece and
+// column, with dz = dy·act'(z).
+//
+// Parallel: as in reduce.wgsl, one workgroup per piece of a channel, or per piece of a tile of columns. Reads x and dy
+// once, and the residual where an activation needs it. Runs of at most 128 additions are folded into exact pairs,
+// because dγ = invstd·(Σdz·(x-K) - δ·Σdz) cancels where Σdz is large.
+// Barriers: only those of the workgroup sums; every invocation reaches them, lanes without work add zeros.
+
+@group(0) @binding(1) var<storage, read> input: array<Word>;
+@group(0) @binding(2) var<storage, read> grad_output: array<Word>;
+@group(0) @binding(3) var<storage, read> residual: array<Word>;
+@group(0) @binding(4) var<storage, read> coefficients: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read_write> partials: array<vec4<f32>>;
+
+fn read_input(i: u32) -> vec4<f32> {
+    if WHOLE_VECTORS {
+        return vec4<f32>(input[i]);
+    }
+    let e = 4u * i;
+    return vec4(first(input[e]), first(input[e + 1u]), first(input[e + 2u]), first(input[e + 3u]));
+}
+
+fn read_grad_output(i: u32) -> vec4<f32> {
+    if WHOLE_VECTORS {
+        return vec4<f32>(grad_output[i]);
+    }
+    let e = 4u * i;
+    return vec4(first(grad_output[e]), first(grad_output[e + 1u]), first(grad_output[e + 2u]), first(grad_output[e + 3u]));
+}
+
+fn read_residual(i: u32) -> vec4<f32> {
+    if WHOLE_VECTORS {
+        return vec4<f32>(residual[i]);
+    }
+    let e = 4u * i;
+    return vec4(first(residual[e]), first(residual[e + 1u]), first(residual[e + 2u]), first(residual[e + 3u]));
+}
+
+// dz of one vector; `d` is x - K.
+fn grad_z(vector: u32, d: vec4<f32>, scale: vec4<f32>, shift: vec4<f32>) -> vec4<f32> {
+    let grad = read_grad_output(vector);
+    if ACTIVATION == 0u {
+        return grad;
+    }
+    var z = fma(d, scale, shift);
+    if RESIDUAL {
+        z += read_residual(vector);
+    }
+    return activation_gradient(z, grad);
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn backward_reduce_planar(
+    @builtin(workgroup_id) id: vec3<u32>,
+    @builtin(num_workgroups) grid: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let number = workgroup_number(id, grid);
+    let work = min(number, params.workgroups - 1u);
+    let channel = work % params.channels;
+    let piece = work / params.channels;
+    let end = min((piece + 1u) * params.piece_length, params.rows * params.row_vectors);
+    let forward = coefficients[channel]; // K, scale, shift
+
+    var t = piece * params.piece_length + lane;
+    var row = t / params.row_vectors;
+    var column = t % params.row_vectors;
+    var sum = Pair(vec4(0.0), vec4(0.0)); // x: Σdz, y: Σdz·(x-K)
+    while t < end {
+        var s1 = vec4(0.0);
+        var s2 = vec4(0.0);
+        let run_end = min(end, t + RUN * WORKGROUP);
+        for (; t < run_end; t += WORKGROUP) {
+            let begin = row_begin(row, channel);
+            let vector = begin / 4u + column;
+            let inside = inside_row(vector, begin);
+            let d = read_input(vector) - forward.x;
+            let dz = grad_z(vector, d, forward.yyyy, forward.zzzz);
+            s1 += select(vec4(0.0), dz, inside);
+            s2 += select(vec4(0.0), dz * d, inside);
+            row += params.step_rows;
+            column += params.step_vectors;
+            if column >= params.row_vectors {
+                column -= params.row_vectors;
+                row += 1u;
+            }
+        }
+        sum = add(sum, vec4(across(s1), across(s2), 0.0, 0.0));
+    }
+    let total = sum_exactly(lane, 1u, sum);
+    if lane == 0u && number < params.workgroups {
+        partials[piece * params.width + channel] = vec4(total.high.x, total.low.x, total.high.y, total.low.y);
+    }
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn backward_reduce_columns(
+    @builtin(workgroup_id) id: vec3<u32>,
+    @builtin(num_workgroups) grid: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let number = workgroup_number(id, grid);
+    let work = min(number, params.workgroups - 1u);
+    let piece = work % params.pieces;
+    let column = (work / params.pieces) * params.tile + lane % params.tile; // of vectors
+    let readable = min(column, params.row_vectors - 1u);
+    let lane_rows = WORKGROUP / params.tile;
+    let end = min((piece + 1u) * params.piece_length, params.rows);
+    let c0 = coefficients[column_channel(4u * readable)];
+    let c1 = coefficients[column_channel(4u * readable + 1u)];
+    let c2 = coefficients[column_channel(4u * readable + 2u)];
+    let c3 = coefficients[column_channel(4u * readable + 3u)];
+    let pivot = vec4(c0.x, c1.x, c2.x, c3.x);
+    let scale = vec4(c0.y, c1.y, c2.y, c3.y);
+    let shift = vec4(c0.z, c1.z, c2.z, c3.z);
+
+    var sum = Pair(vec4(0.0), vec4(0.0));
+    var products = Pair(vec4(0.0), vec4(0.0));
+    var r = piece * params.piece_length + lane / params.tile;
+    while r < end {
+        var s1 = vec4(0.0);
+        var s2 = vec4(0.0);
+        let run_end = min(end, r + RUN * lane_rows);
+        for (; r < run_end; r += lane_rows) {
+            let vector = r * params.row_vectors + readable;
+            let inside = inside_tensor(vector);
+            let d = read_input(vector) - pivot;
+            let dz = grad_z(vector, d, scale, shift);
+            s1 += select(vec4(0.0), dz, inside);
+            s2 += select(vec4(0.0), dz * d, inside);
+        }
+        sum = add(sum, s1);
+        products = add(products, s2);
+    }
+    let s1 = sum_exactly(lane, params.tile, sum);
+    let s2 = sum_exactly(lane, params.tile, products);
+    if lane < params.tile && column < params.row_vectors && number < params.workgroups {
+        let place = piece * params.width + 4u * column;
+        partials[place] = vec4(s1.high.x, s1.low.x, s2.high.x, s2.low.x);
+        partials[place + 1u] = vec4(s1.high.y, s1.low.y, s2.high.y, s2.low.y);
+        partials[place + 2u] = vec4(s1.high.z, s1.low.z, s2.high.z, s2.low.z);
+        partials[place + 3u] = vec4(s1.high.w, s1.low.w, s2.high.w, s2.low.w);
+    }
+}
+
+// The channel of a column; columns past the first `channels · inner` repeat them.
+fn column_channel(column: u32) -> u32 {
+    return (column / params.inner) % params.channels;
+}

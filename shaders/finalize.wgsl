@@ -1,0 +1,166 @@
+// Merges records of moments, and turns moments into what normalisation needs.
+//
+// Parallel: a workgroup takes `tile` neighbouring channels, and WORKGROUP/tile lanes share the records of each.
+//   combine:      partials -> one record (count, K, δ, M2) per channel
+//   finalize:     partials -> saved (K, δ, δ's remainder, invstd), running statistics, coefficients
+//   coefficients: saved or running statistics -> coefficients; one lane per channel, no merge
+// Coefficients of channel c: [c] = (K, scale, shift, 0), so that y = (x - K)·scale + shift; for the gradients also
+// [channels + c] = (δ, δ's remainder, invstd, weight).
+// The merge is Chan's for many parts at once: with D = (K_b - K_0) + δ_b for each part b, δ = Σ n_b·D_b / Σ n_b and
+// M2 = Σ M2_b + Σ n_b·(D_b - δ)². D and δ are exact pairs.
+// Barriers: only those of the workgroup sums; every invocation reaches them.
+
+@group(0) @binding(1) var<storage, read> partials: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> affine: array<f32>;              // weight, bias
+@group(0) @binding(3) var<storage, read_write> running: array<u32>;       // mean, variance, batches tracked
+@group(0) @binding(4) var<storage, read_write> saved: array<f32>;         // K, δ, δ's remainder, invstd
+@group(0) @binding(5) var<storage, read_write> coefficients: array<vec4<f32>>;
+@group(0) @binding(6) var<storage, read> statistics: array<f32>;          // saved or running, to read only
+
+struct Moments {
+    count: f32,
+    pivot: f32,
+    delta: Pair, // the same in all components
+    m2: f32,
+}
+
+// D of one record, 0 where it is empty.
+fn deviation(record: vec4<f32>, pivot: f32) -> Pair {
+    let difference = two_sum(vec4(record.y), vec4(-pivot));
+    let d = add(difference, vec4(record.z));
+    let empty = record.x <= 0.0;
+    return Pair(select(d.high, vec4(0.0), empty), select(d.low, vec4(0.0), empty));
+}
+
+fn merge(lane: u32, channel: u32) -> Moments {
+    let lane_row = lane / params.tile;
+    let lane_rows = WORKGROUP / params.tile;
+    let per_slot = params.repetitions * params.span;
+    let records = params.slots * per_slot;
+
+    // The pivot of the first record that is not empty serves for all.
+    var pivot = 0.0;
+    for (var i = 0u; i < records; i++) {
+        let record = partials[partial_index(i / per_slot, channel, i % per_slot)];
+        if record.x > 0.0 {
+            pivot = record.y;
+            break;
+        }
+    }
+    var sum = Pair(vec4(0.0), vec4(0.0));   // x: Σ n·D, y: Σ n
+    for (var i = lane_row; i < records; i += lane_rows) {
+        let record = partials[partial_index(i / per_slot, channel, i % per_slot)];
+        let weighted = multiply(deviation(record, pivot), vec4(record.x));
+        sum = add_pairs(sum, Pair(vec4(weighted.high.x, record.x, 0.0, 0.0), vec4(weighted.low.x, 0.0, 0.0, 0.0)));
+    }
+    let total = sum_exactly(lane, params.tile, sum);
+    let count = total.high.y + total.low.y;
+    let delta = divide(Pair(total.high.xxxx, total.low.xxxx), vec4(max(count, 1.0)));
+
+    var m2 = Pair(vec4(0.0), vec4(0.0));
+    for (var i = lane_row; i < records; i += lane_rows) {
+        let record = partials[partial_index(i / per_slot, channel, i % per_slot)];
+        let d = deviation(record, pivot);
+        let apart = opaque(d.high - delta.high).x + (d.low.x - delta.low.x);
+        m2 = add(m2, vec4(select(0.0, record.w + record.x * apart * apart, record.x > 0.0)));
+    }
+    let m2_total = sum_exactly(lane, params.tile, m2);
+    return Moments(count, pivot, delta, select(infinity(), m2_total.high.x + m2_total.low.x, is_finite(m2_total.high.x)));
+}
+
+fn affine_of(channel: u32) -> vec2<f32> {
+    if has(HAS_AFFINE) {
+        return vec2(affine[channel], affine[params.channels + channel]);
+    }
+    return vec2(1.0, 0.0);
+}
+
+fn write_coefficients(channel: u32, pivot: f32, delta: f32, low: f32, invstd: f32) {
+    let weight_bias = affine_of(channel);
+    let scale = weight_bias.x * invstd;
+    let shift = (weight_bias.y - delta * scale) - low * scale;
+    coefficients[channel] = vec4(pivot, scale, shift, 0.0);
+    if has(FOR_BACKWARD) {
+        coefficients[params.channels + channel] = vec4(delta, low, invstd, weight_bias.x);
+    }
+}
+
+fn channel_of_lane(number: u32, lane: u32) -> u32 {
+    return number * params.tile + lane % params.tile;
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn combine(
+    @builtin(workgroup_id) id: vec3<u32>,
+    @builtin(num_workgroups) grid: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let channel = channel_of_lane(workgroup_number(id, grid), lane);
+    let m = merge(lane, min(channel, params.channels - 1u));
+    if lane < params.tile && channel < params.channels {
+        coefficients[channel] = vec4(m.count, m.pivot, m.delta.high.x, m.m2);
+    }
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn finalize(
+    @builtin(workgroup_id) id: vec3<u32>,
+    @builtin(num_workgroups) grid: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let channel = channel_of_lane(workgroup_number(id, grid), lane);
+    let m = merge(lane, min(channel, params.channels - 1u));
+    if lane >= params.tile || channel >= params.channels {
+        return;
+    }
+    let delta = m.delta.high.x;
+    let low = m.delta.low.x;
+    var variance = m.m2 / max(m.count, 1.0);
+    if !is_finite(delta) {
+        variance = not_a_number();
+    }
+    let invstd = inverse_std(variance);
+    if has(HAS_SAVED) {
+        saved[channel] = m.pivot;
+        saved[params.channels + channel] = delta;
+        saved[2u * params.channels + channel] = low;
+        saved[3u * params.channels + channel] = invstd;
+    }
+    if has(HAS_RUNNING) {
+        let batches = running[2u * params.channels + channel] + 1u;
+        var weight_new = params.weight_new;
+        var weight_old = params.weight_old;
+        if has(CUMULATIVE) {
+            weight_new = 1.0 / f32(batches);
+            weight_old = 1.0 - weight_new;
+        }
+        let old_mean = bitcast<f32>(running[channel]);
+        let old_variance = bitcast<f32>(running[params.channels + channel]);
+        let bessel = select(1.0, m.count / (m.count - 1.0), has(UNBIASED) && m.count > 1.0);
+        let mean = weight_old * old_mean + weight_new * (m.pivot + (delta + low));
+        let stored = weight_old * old_variance + weight_new * (variance * bessel);
+        running[channel] = bitcast<u32>(mean);
+        running[params.channels + channel] = bitcast<u32>(stored);
+        running[2u * params.channels + channel] = batches;
+    }
+    write_coefficients(channel, m.pivot, delta, low, invstd);
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn coefficients_only(
+    @builtin(workgroup_id) id: vec3<u32>,
+    @builtin(num_workgroups) grid: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let channel = workgroup_number(id, grid) * WORKGROUP + lane;
+    if channel >= params.channels {
+        return;
+    }
+    if has(FROM_RUNNING) {
+        let invstd = inverse_std(statistics[params.channels + channel]);
+        write_coefficients(channel, statistics[channel], 0.0, 0.0, invstd);
+    } else {
+        write_coefficients(channel, statistics[channel], statistics[params.channels + channel],
+            statistics[2u * params.channels + channel], statistics[3u * params.channels + channel]);
+    }
+}

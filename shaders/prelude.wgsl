@@ -1,0 +1,292 @@
+// What all kernels share: parameters, exact sums, the reduction over a workgroup, the activation.
+//
+// The tensor is flat and contiguous, [outer, channels, inner]; a "vector" is an aligned group of 4 of its elements.
+
+struct Params {
+    zero: u32,             // 0, which no compiler knows: see `opaque`
+    elements: u32,         // of the tensor
+    channels: u32,
+    inner: u32,
+    count: u32,            // values per channel
+    workgroups: u32,       // of this dispatch; a 2-D grid may hold a few more
+    // Reductions. Planar: a row is one channel of one outer index. Columns: the tensor is a matrix of `width` columns.
+    rows: u32,
+    row_vectors: u32,      // vectors that one row touches, whatever its alignment; columns: width / 4
+    pieces: u32,           // that one channel (planar) or column is cut into
+    piece_length: u32,     // planar: vectors; columns: rows
+    step_rows: u32,        // planar: from one vector of a lane to its next, in rows and vectors
+    step_vectors: u32,
+    tile: u32,             // columns: vectors side by side in a workgroup; merges: channels side by side
+    // Partial results: slot s, repetition k and column i of channel c are at s·width + (k·channels + c)·span + i.
+    slots: u32,
+    width: u32,
+    repetitions: u32,
+    span: u32,
+    // Flat kernels: from one vector of an invocation to its next.
+    vectors: u32,
+    stride: u32,           // in vectors
+    stride_channels: u32,  // in whole channels, modulo `channels`
+    stride_inner: u32,     // and in elements beyond them
+    // Statistics.
+    flags: u32,
+    eps: f32,
+    weight_old: f32,       // running = weight_old·running + weight_new·batch
+    weight_new: f32,
+    // Copies of per-channel vectors: which are there (bit i for vector i), where each starts, in words, and what stands
+    // for one that is not there.
+    present: u32,
+    start_0: u32,
+    start_1: u32,
+    start_2: u32,
+    absent_0: u32,
+    absent_1: u32,
+    absent_2: u32,
+}
+
+const HAS_AFFINE: u32 = 1u;
+const HAS_RUNNING: u32 = 2u;
+const HAS_SAVED: u32 = 4u;
+const CUMULATIVE: u32 = 8u;
+const FROM_RUNNING: u32 = 16u;   // coefficients from running statistics, not saved ones
+const FOR_BACKWARD: u32 = 32u;   // coefficients for the gradients too
+const HAS_GRAD_AFFINE: u32 = 64u;
+const FROZEN: u32 = 128u;         // the statistics do not depend on the input
+const UNBIASED: u32 = 256u;       // running variance is M2/(m-1)
+
+override WORKGROUP: u32 = 64u;
+override ACTIVATION: u32 = 0u;   // 0 none, 1 ReLU
+override RESIDUAL: bool = false;
+override CHANNEL_LOOKUP: u32 = 0u;
+
+@group(0) @binding(0) var<uniform> params: Params;
+
+fn has(flag: u32) -> bool {
+    return (params.flags & flag) != 0u;
+}
+
+// The number of this workgroup in a grid that is 2-D only because one dimension holds 65535.
+fn workgroup_number(id: vec3<u32>, grid: vec3<u32>) -> u32 {
+    return id.y * grid.x + id.x;
+}
+
+// ---- Exact arithmetic. Compilers simplify (a + b) - a; a value that went through `opaque` they cannot see through.
+
+fn opaque(v: vec4<f32>) -> vec4<f32> {
+    return bitcast<vec4<f32>>(bitcast<vec4<u32>>(v) ^ vec4<u32>(params.zero));
+}
+
+struct Pair {
+    high: vec4<f32>,
+    low: vec4<f32>,
+}
+
+// a + b = high + low exactly (Knuth's TwoSum).
+fn two_sum(a: vec4<f32>, b: vec4<f32>) -> Pair {
+    let high = opaque(a + b);
+    let b_part = opaque(high - a);
+    let a_part = opaque(high - b_part);
+    return Pair(high, opaque(a - a_part) + opaque(b - b_part));
+}
+
+fn add(p: Pair, v: vec4<f32>) -> Pair {
+    let sum = two_sum(p.high, v);
+    return Pair(sum.high, p.low + sum.low);
+}
+
+fn add_pairs(a: Pair, b: Pair) -> Pair {
+    let sum = two_sum(a.high, b.high);
+    return Pair(sum.high, (a.low + b.low) + sum.low);
+}
+
+// The upper 12 bits of the significand: products of two such halves are exact.
+fn upper_half(v: vec4<f32>) -> vec4<f32> {
+    return bitcast<vec4<f32>>(bitcast<vec4<u32>>(v) & vec4<u32>(0xfffff000u));
+}
+
+// a · b = high + low exactly (Dekker's TwoProduct; `fma` may be unfused).
+fn two_product(a: vec4<f32>, b: vec4<f32>) -> Pair {
+    let high = opaque(a * b);
+    let a1 = upper_half(a);
+    let b1 = upper_half(b);
+    let a2 = a - a1;
+    let b2 = b - b1;
+    let rest = opaque(a1 * b1 - high) + a1 * b2;
+    return Pair(high, opaque(rest + a2 * b1) + a2 * b2);
+}
+
+fn multiply(p: Pair, v: vec4<f32>) -> Pair {
+    let product = two_product(p.high, v);
+    return two_sum(product.high, product.low + p.low * v);
+}
+
+fn divide(p: Pair, v: vec4<f32>) -> Pair {
+    let quotient = p.high / v;
+    let product = two_product(quotient, v);
+    let rest = opaque(p.high - product.high) - product.low + p.low;
+    return two_sum(quotient, rest / v);
+}
+
+fn is_finite(v: f32) -> bool {
+    return (bitcast<u32>(v) & 0x7f800000u) != 0x7f800000u;
+}
+
+fn infinity() -> f32 {
+    return bitcast<f32>(0x7f800000u | params.zero);
+}
+
+fn not_a_number() -> f32 {
+    return bitcast<f32>(0x7fc00000u | params.zero);
+}
+
+// ---- Sums over a workgroup, in a fixed order: lane l takes in lane l + s for s = WORKGROUP/2 down to `tile`, so that
+// lanes 0 to tile-1 end with the sums over all lanes of equal l % tile. Every invocation must call these.
+
+var<workgroup> scratch_high: array<vec4<f32>, WORKGROUP>;
+var<workgroup> scratch_low: array<vec4<f32>, WORKGROUP>;
+
+fn sum_exactly(lane: u32, tile: u32, pair: Pair) -> Pair {
+    scratch_high[lane] = pair.high;
+    scratch_low[lane] = pair.low;
+    workgroupBarrier(); // all lanes have written
+    for (var s = WORKGROUP / 2u; s >= tile; s /= 2u) {
+        if lane < s {
+            let sum = add_pairs(Pair(scratch_high[lane], scratch_low[lane]),
+                                Pair(scratch_high[lane + s], scratch_low[lane + s]));
+            scratch_high[lane] = sum.high;
+            scratch_low[lane] = sum.low;
+        }
+        workgroupBarrier(); // this level is complete
+    }
+    let total = Pair(scratch_high[lane % tile], scratch_low[lane % tile]);
+    workgroupBarrier(); // read by all, before the scratch is written again
+    return total;
+}
+
+fn sum_both(lane: u32, tile: u32, pair: Pair) -> Pair {
+    scratch_high[lane] = pair.high;
+    scratch_low[lane] = pair.low;
+    workgroupBarrier(); // all lanes have written
+    for (var s = WORKGROUP / 2u; s >= tile; s /= 2u) {
+        if lane < s {
+            scratch_high[lane] += scratch_high[lane + s];
+            scratch_low[lane] += scratch_low[lane + s];
+        }
+        workgroupBarrier(); // this level is complete
+    }
+    let total = Pair(scratch_high[lane % tile], scratch_low[lane % tile]);
+    workgroupBarrier(); // read by all, before the scratch is written again
+    return total;
+}
+
+// ---- Partial results and coefficients, one channel at a time.
+
+fn partial_index(slot: u32, channel: u32, record: u32) -> u32 {
+    let repetition = record / params.span;
+    let column = record % params.span;
+    return slot * params.width + (repetition * params.channels + channel) * params.span + column;
+}
+
+// 1/√(variance + ε), refined by a Newton step; 0 where that is infinite or the variance is.
+fn inverse_std(variance: f32) -> f32 {
+    let v = variance + params.eps;
+    if !is_finite(v) {
+        return select(0.0, not_a_number(), is_nan(v));
+    }
+    if v <= 0.0 {
+        return 0.0;
+    }
+    let y = inverseSqrt(v);
+    return y + 0.5 * y * (1.0 - (v * y) * y);
+}
+
+fn is_nan(v: f32) -> bool {
+    return (bitcast<u32>(v) & 0x7fffffffu) > 0x7f800000u;
+}
+
+// ---- Reductions: runs and pivots, and which elements of a vector count.
+
+const RUN: u32 = 32u;            // vectors; 128 additions when the 4 positions of a vector are folded
+const PIVOT_VECTORS: u32 = 64u;  // 256 values
+const PIVOT_ROWS: u32 = 16u;
+
+fn across(v: vec4<f32>) -> f32 {
+    return (v.x + v.y) + (v.z + v.w);
+}
+
+// v[i], by a mask: FXC cannot index vectors dynamically.
+fn component(v: vec4<f32>, i: u32) -> f32 {
+    return across(select(vec4(0.0), v, vec4(i) == vec4(0u, 1u, 2u, 3u)));
+}
+
+// The first element of a channel's row.
+fn row_begin(row: u32, channel: u32) -> u32 {
+    return (row * params.channels + channel) * params.inner;
+}
+
+fn inside_row(vector: u32, begin: u32) -> vec4<bool> {
+    let element = vec4(4u * vector) + vec4(0u, 1u, 2u, 3u);
+    return (element >= vec4(begin)) & (element < vec4(begin + params.inner));
+}
+
+fn inside_tensor(vector: u32) -> vec4<bool> {
+    return vec4(4u * vector) + vec4(0u, 1u, 2u, 3u) < vec4(params.elements);
+}
+
+// ---- Flat kernels: the vector of an invocation, and the channel of each of its elements.
+
+const SAME_CHANNEL: u32 = 0u;   // inner is a multiple of 4
+const NEXT_CHANNEL: u32 = 1u;   // inner ≥ 4: at most one boundary in a vector
+const CHANNELS_LAST: u32 = 2u;  // inner = 1, channels ≥ 4
+
+struct Place {
+    vector: u32,
+    channel: u32, // of its first element
+    inner: u32,   // index of its first element within the channel's row
+}
+
+fn flat_place(invocation: u32) -> Place {
+    let element = 4u * min(invocation, params.vectors);
+    let row = element / params.inner;
+    return Place(invocation, row % params.channels, element - row * params.inner);
+}
+
+fn next_place(place: Place) -> Place {
+    var next = Place(place.vector + params.stride, place.channel + params.stride_channels, place.inner + params.stride_inner);
+    if next.inner >= params.inner {
+        next.inner -= params.inner;
+        next.channel += 1u;
+    }
+    if next.channel >= params.channels {
+        next.channel -= params.channels;
+    }
+    return next;
+}
+
+fn channel_of(place: Place, element: u32) -> u32 {
+    var channel = place.channel;
+    if CHANNEL_LOOKUP == NEXT_CHANNEL {
+        channel += select(0u, 1u, place.inner + element >= params.inner);
+    } else if CHANNEL_LOOKUP == CHANNELS_LAST {
+        channel += element;
+    } else if CHANNEL_LOOKUP != SAME_CHANNEL {
+        return (channel + (place.inner + element) / params.inner) % params.channels;
+    }
+    return select(channel, channel - params.channels, channel >= params.channels);
+}
+
+// ---- The activation and the gradient that it lets through.
+
+fn activate(z: vec4<f32>) -> vec4<f32> {
+    if ACTIVATION == 1u {
+        // Written so that NaN stays NaN.
+        return select(z, vec4(0.0), z < vec4(0.0));
+    }
+    return z;
+}
+
+fn activation_gradient(z: vec4<f32>, grad: vec4<f32>) -> vec4<f32> {
+    if ACTIVATION == 1u {
+        return select(grad, vec4(0.0), z <= vec4(0.0));
+    }
+    return grad;
+}

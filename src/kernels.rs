@@ -1,0 +1,498 @@
+//! The one table of kernels: file, entry point, bindings and the constants that change code; and `Kernels`, what is fixed
+//! per device: capabilities, layouts and pipelines compiled on demand.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::encode::Prepared;
+use crate::plan::{Caps, ChannelLookup, Plan};
+use crate::{Activation, Error, Result};
+
+/// What a binding of a kernel holds. One name for one role, whichever kernel it is bound to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Slot {
+    Input,
+    Residual,
+    Output,
+    GradOutput,
+    GradInput,
+    GradResidual,
+    Partials,
+    Coefficients,
+    Affine,
+    Running,
+    Saved,
+    Statistics,
+    GradAffine,
+    Sums,
+    Source(u8),
+    Gathered,
+    Packed,
+    Target(u8),
+    Operands,
+    Remainders,
+}
+
+/// One storage binding: its number and name in the shader, its role, and whether the kernel writes it.
+pub(crate) struct Binding {
+    pub number: u32,
+    pub name: &'static str,
+    pub slot: Slot,
+    pub writes: bool,
+}
+
+const fn reads(number: u32, name: &'static str, slot: Slot) -> Binding {
+    Binding { number, name, slot, writes: false }
+}
+
+const fn writes(number: u32, name: &'static str, slot: Slot) -> Binding {
+    Binding { number, name, slot, writes: true }
+}
+
+/// The kernels, by entry point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Kernel {
+    /// `x -> partial moments`, one workgroup per piece of a channel.
+    ReducePlanar,
+    /// `x -> partial moments`, one workgroup per piece of a tile of columns.
+    ReduceColumns,
+    /// `partial moments -> moments`.
+    Combine,
+    /// `partial moments -> saved statistics, running statistics, coefficients`.
+    Finalize,
+    /// `statistics -> coefficients`.
+    Coefficients,
+    /// `x -> y`.
+    Normalize,
+    /// `x, dy -> partial gradient sums`, planar.
+    BackwardReducePlanar,
+    /// `x, dy -> partial gradient sums`, columns.
+    BackwardReduceColumns,
+    /// `partial gradient sums -> gradient sums`.
+    BackwardCombine,
+    /// `partial gradient sums -> parameter gradients, coefficients`.
+    BackwardFinalize,
+    /// `x, dy -> dx`.
+    BackwardApply,
+    /// Vectors of their own into a packed buffer.
+    Gather,
+    /// A packed buffer into vectors of their own.
+    Scatter,
+    /// Whether exact remainders survive this adapter's compiler.
+    Probe,
+}
+
+/// A row of the table.
+pub(crate) struct Entry {
+    pub kernel: Kernel,
+    /// The file in `shaders/`, without its suffix.
+    pub file: &'static str,
+    pub source: &'static str,
+    pub entry_point: &'static str,
+    pub bindings: &'static [Binding],
+    /// The overridable constants that this entry point uses, besides `WORKGROUP`.
+    pub overrides: &'static [Override],
+}
+
+/// An overridable constant of the prelude.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Override {
+    Activation,
+    Residual,
+    ChannelLookup,
+}
+
+use Override::{Activation as ACTIVATION, ChannelLookup as LOOKUP, Residual as RESIDUAL};
+
+macro_rules! shader {
+    ($name:literal) => {
+        include_str!(concat!("../shaders/", $name, ".wgsl"))
+    };
+}
+
+/// What is put before every file.
+pub(crate) const PRELUDE: &str = shader!("prelude");
+
+const REDUCE: &[Binding] = &[reads(1, "input", Slot::Input), writes(2, "partials", Slot::Partials)];
+const FINALIZE: &[Binding] = &[
+    reads(1, "partials", Slot::Partials),
+    reads(2, "affine", Slot::Affine),
+    writes(3, "running", Slot::Running),
+    writes(4, "saved", Slot::Saved),
+    writes(5, "coefficients", Slot::Coefficients),
+];
+const COMBINE: &[Binding] = &[reads(1, "partials", Slot::Partials), writes(5, "coefficients", Slot::Coefficients)];
+const COEFFICIENTS: &[Binding] = &[
+    reads(2, "affine", Slot::Affine),
+    writes(5, "coefficients", Slot::Coefficients),
+    reads(6, "statistics", Slot::Statistics),
+];
+const NORMALIZE: &[Binding] = &[
+    reads(1, "input", Slot::Input),
+    reads(2, "residual", Slot::Residual),
+    reads(3, "coefficients", Slot::Coefficients),
+    writes(4, "output", Slot::Output),
+];
+const BACKWARD_REDUCE: &[Binding] = &[
+    reads(1, "input", Slot::Input),
+    reads(2, "grad_output", Slot::GradOutput),
+    reads(3, "residual", Slot::Residual),
+    reads(4, "coefficients", Slot::Coefficients),
+    writes(5, "partials", Slot::Partials),
+];
+const BACKWARD_COMBINE: &[Binding] = &[reads(1, "partials", Slot::Partials), writes(4, "sums", Slot::Sums)];
+const BACKWARD_FINALIZE: &[Binding] = &[
+    reads(1, "partials", Slot::Partials),
+    writes(2, "coefficients", Slot::Coefficients),
+    writes(3, "grad_affine", Slot::GradAffine),
+];
+const BACKWARD_APPLY: &[Binding] = &[
+    reads(1, "input", Slot::Input),
+    reads(2, "grad_output", Slot::GradOutput),
+    reads(3, "residual", Slot::Residual),
+    reads(4, "coefficients", Slot::Coefficients),
+    writes(5, "grad_input", Slot::GradInput),
+    writes(6, "grad_residual", Slot::GradResidual),
+];
+const GATHER: &[Binding] = &[
+    reads(1, "source_0", Slot::Source(0)),
+    reads(2, "source_1", Slot::Source(1)),
+    reads(3, "source_2", Slot::Source(2)),
+    writes(4, "gathered", Slot::Gathered),
+];
+const SCATTER: &[Binding] = &[
+    reads(5, "packed", Slot::Packed),
+    writes(6, "target_0", Slot::Target(0)),
+    writes(7, "target_1", Slot::Target(1)),
+    writes(8, "target_2", Slot::Target(2)),
+];
+const PROBE: &[Binding] =
+    &[reads(1, "operands", Slot::Operands), writes(2, "remainders", Slot::Remainders)];
+
+macro_rules! entry {
+    ($kernel:ident, $file:literal, $entry:literal, $bindings:expr, $overrides:expr) => {
+        Entry {
+            kernel: Kernel::$kernel,
+            file: $file,
+            source: shader!($file),
+            entry_point: $entry,
+            bindings: $bindings,
+            overrides: $overrides,
+        }
+    };
+}
+
+/// Every kernel there is. A test reflects the shaders and proves that they agree with it.
+pub(crate) static TABLE: [Entry; 14] = [
+    entry!(ReducePlanar, "reduce", "reduce_planar", REDUCE, &[]),
+    entry!(ReduceColumns, "reduce", "reduce_columns", REDUCE, &[]),
+    entry!(Combine, "finalize", "combine", COMBINE, &[]),
+    entry!(Finalize, "finalize", "finalize", FINALIZE, &[]),
+    entry!(Coefficients, "finalize", "coefficients_only", COEFFICIENTS, &[]),
+    entry!(Normalize, "normalize", "normalize", NORMALIZE, &[ACTIVATION, RESIDUAL, LOOKUP]),
+    entry!(BackwardReducePlanar, "backward_reduce", "backward_reduce_planar", BACKWARD_REDUCE, &[ACTIVATION, RESIDUAL]),
+    entry!(BackwardReduceColumns, "backward_reduce", "backward_reduce_columns", BACKWARD_REDUCE, &[ACTIVATION, RESIDUAL]),
+    entry!(BackwardCombine, "backward_finalize", "backward_combine", BACKWARD_COMBINE, &[]),
+    entry!(BackwardFinalize, "backward_finalize", "backward_finalize", BACKWARD_FINALIZE, &[]),
+    entry!(BackwardApply, "backward_apply", "backward_apply", BACKWARD_APPLY, &[ACTIVATION, RESIDUAL, LOOKUP]),
+    entry!(Gather, "pack", "gather", GATHER, &[]),
+    entry!(Scatter, "pack", "scatter", SCATTER, &[]),
+    entry!(Probe, "probe", "probe", PROBE, &[]),
+];
+
+impl Kernel {
+    pub(crate) fn entry(self) -> &'static Entry {
+        // The table lists the kernels in the order of the enum; a test holds it to that.
+        &TABLE[self as usize]
+    }
+}
+
+/// How the elements of a tensor lie in its buffer, and with it the header that a shader gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Elements {
+    /// Whole 16-byte vectors of f32.
+    F32x4,
+    /// Single f32, where the count is not a multiple of 4.
+    F32x1,
+}
+
+impl Elements {
+    pub(crate) fn header(self) -> &'static str {
+        match self {
+            Elements::F32x4 => shader!("elements/f32x4"),
+            Elements::F32x1 => shader!("elements/f32x1"),
+        }
+    }
+}
+
+/// Exactly what changes a kernel's code: the key of its pipeline. Constants that the kernel does not use hold their
+/// default, so that equal code has equal keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct PipelineKey {
+    pub kernel: Kernel,
+    pub elements: Elements,
+    pub workgroup: u32,
+    pub activation: u32,
+    pub residual: bool,
+    pub lookup: ChannelLookup,
+}
+
+impl PipelineKey {
+    pub(crate) fn new(
+        kernel: Kernel,
+        elements: Elements,
+        workgroup: u32,
+        activation: Activation,
+        residual: bool,
+        lookup: ChannelLookup,
+    ) -> Self {
+        let uses = |o| kernel.entry().overrides.contains(&o);
+        PipelineKey {
+            kernel,
+            elements,
+            workgroup,
+            activation: if uses(ACTIVATION) { activation.code() } else { 0 },
+            residual: uses(RESIDUAL) && residual,
+            lookup: if uses(LOOKUP) { lookup } else { ChannelLookup::SameChannel },
+        }
+    }
+
+    fn constants(&self) -> [(&'static str, f64); 4] {
+        [
+            ("WORKGROUP", f64::from(self.workgroup)),
+            ("ACTIVATION", f64::from(self.activation)),
+            ("RESIDUAL", f64::from(u8::from(self.residual))),
+            ("CHANNEL_LOOKUP", f64::from(self.lookup as u32)),
+        ]
+    }
+
+    /// The whole WGSL of the kernel's module.
+    pub(crate) fn source(&self) -> String {
+        compose(self.elements, self.kernel.entry())
+    }
+}
+
+/// Header, prelude and file, in that order.
+pub(crate) fn compose(elements: Elements, entry: &Entry) -> String {
+    [elements.header(), PRELUDE, entry.source].join("\n")
+}
+
+#[derive(Debug)]
+pub(crate) struct Pipeline {
+    pub pipeline: wgpu::ComputePipeline,
+    pub layout: wgpu::BindGroupLayout,
+}
+
+struct Shared {
+    device: wgpu::Device,
+    caps: Caps,
+    cache: Option<wgpu::PipelineCache>,
+    pipelines: Mutex<HashMap<PipelineKey, Arc<Pipeline>>>,
+    /// Stand in for arguments that are absent, one to be read and one to be written; no kernel touches them.
+    placeholders: [wgpu::Buffer; 2],
+}
+
+/// What is fixed per device: its capabilities, and the pipelines compiled so far. A clone is cheap and shares them;
+/// threads may share one.
+///
+/// Creating it compiles nothing. It never submits, blocks or creates a device.
+#[derive(Clone)]
+pub struct Kernels {
+    shared: Arc<Shared>,
+}
+
+impl std::fmt::Debug for Kernels {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Kernels").field("caps", &self.shared.caps).finish_non_exhaustive()
+    }
+}
+
+/// Disjoint ranges of a placeholder, one per binding number.
+const PLACEHOLDER_RANGE: u64 = 256;
+const PLACEHOLDER_SIZE: u64 = 16 * PLACEHOLDER_RANGE;
+
+impl Kernels {
+    /// Kernels for a device of the caller's.
+    ///
+    /// # Errors
+    /// [`Error::Limit`] where the device cannot run any of them.
+    pub fn new(device: &wgpu::Device) -> Result<Self> {
+        Self::with_pipeline_cache(device, None)
+    }
+
+    /// The same, with the caller's pipeline cache (creating one is `unsafe`, and so the caller's business).
+    ///
+    /// # Errors
+    /// As [`Kernels::new`].
+    pub fn with_pipeline_cache(device: &wgpu::Device, cache: Option<wgpu::PipelineCache>) -> Result<Self> {
+        let caps = Caps::of(device)?;
+        let placeholder = || {
+            device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("batchnorm placeholder"),
+                size: PLACEHOLDER_SIZE,
+                usage: wgpu::BufferUsages::STORAGE,
+                mapped_at_creation: false,
+            })
+        };
+        let placeholders = [placeholder(), placeholder()];
+        let pipelines = Mutex::new(HashMap::new());
+        Ok(Kernels { shared: Arc::new(Shared { device: device.clone(), caps, cache, pipelines, placeholders }) })
+    }
+
+    /// What the planner knows of this device.
+    pub fn caps(&self) -> &Caps {
+        &self.shared.caps
+    }
+
+    /// Compiles what a plan needs, without blocking.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where the driver refuses a pipeline.
+    pub async fn prepare_async(&self, plan: &Plan) -> Result<Prepared> {
+        let missing = plan.pipelines().into_iter().filter(|&key| self.cached(key).is_none());
+        for key in missing {
+            let scopes = ErrorScopes::push(&self.shared.device);
+            let pipeline = self.compile(key);
+            scopes.pop("compiling a kernel").await?;
+            self.remember(key, pipeline);
+        }
+        Ok(Prepared::new(self.clone(), plan.clone()))
+    }
+
+    /// Compiles what a plan needs. Off the web, where compilation does not wait for the event loop.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where the driver refuses a pipeline.
+    #[cfg(not(target_family = "wasm"))]
+    pub fn prepare(&self, plan: &Plan) -> Result<Prepared> {
+        ready(self.prepare_async(plan))
+    }
+
+    /// `prepare` where the caller cannot wait: in a browser it leaves the answer of the error scopes behind.
+    pub(crate) fn prepare_now(&self, plan: &Plan) -> Result<Prepared> {
+        #[cfg(not(target_family = "wasm"))]
+        return self.prepare(plan);
+        #[cfg(target_family = "wasm")]
+        {
+            for key in plan.pipelines().into_iter().filter(|&key| self.cached(key).is_none()) {
+                self.remember(key, self.compile(key));
+            }
+            Ok(Prepared::new(self.clone(), plan.clone()))
+        }
+    }
+
+    pub(crate) fn device(&self) -> &wgpu::Device {
+        &self.shared.device
+    }
+
+    /// A range of a placeholder that no other binding of the kernel gets.
+    pub(crate) fn placeholder(&self, binding: &Binding) -> wgpu::BufferBinding<'_> {
+        wgpu::BufferBinding {
+            buffer: &self.shared.placeholders[usize::from(binding.writes)],
+            offset: u64::from(binding.number) * PLACEHOLDER_RANGE,
+            size: wgpu::BufferSize::new(PLACEHOLDER_RANGE),
+        }
+    }
+
+    pub(crate) fn cached(&self, key: PipelineKey) -> Option<Arc<Pipeline>> {
+        self.shared.pipelines.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned()
+    }
+
+    fn remember(&self, key: PipelineKey, pipeline: Pipeline) {
+        let mut pipelines = self.shared.pipelines.lock().unwrap_or_else(PoisonError::into_inner);
+        // Two threads may have compiled the same; the first stays.
+        pipelines.entry(key).or_insert_with(|| Arc::new(pipeline));
+    }
+
+    fn compile(&self, key: PipelineKey) -> Pipeline {
+        let device = &self.shared.device;
+        let entry = key.kernel.entry();
+        let label = Some(entry.entry_point);
+        let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
+            label,
+            source: wgpu::ShaderSource::Wgsl(key.source().into()),
+        });
+        let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+            label,
+            entries: &layout_entries(entry),
+        });
+        let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label,
+            bind_group_layouts: &[Some(&layout)],
+            immediate_size: 0,
+        });
+        let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label,
+            layout: Some(&pipeline_layout),
+            module: &module,
+            entry_point: Some(entry.entry_point),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                constants: &key.constants(),
+                // Every scratch element is written before it is read.
+                zero_initialize_workgroup_memory: false,
+            },
+            cache: self.shared.cache.as_ref(),
+        });
+        Pipeline { pipeline, layout }
+    }
+}
+
+fn layout_entries(entry: &Entry) -> Vec<wgpu::BindGroupLayoutEntry> {
+    let buffer = |binding, ty| wgpu::BindGroupLayoutEntry {
+        binding,
+        visibility: wgpu::ShaderStages::COMPUTE,
+        ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None },
+        count: None,
+    };
+    let storage = |b: &Binding| buffer(b.number, wgpu::BufferBindingType::Storage { read_only: !b.writes });
+    std::iter::once(buffer(0, wgpu::BufferBindingType::Uniform)).chain(entry.bindings.iter().map(storage)).collect()
+}
+
+/// Catches what wgpu would otherwise report to the device's uncaptured-error handler.
+pub(crate) struct ErrorScopes {
+    validation: wgpu::ErrorScopeGuard,
+    out_of_memory: wgpu::ErrorScopeGuard,
+    internal: wgpu::ErrorScopeGuard,
+}
+
+impl ErrorScopes {
+    pub(crate) fn push(device: &wgpu::Device) -> Self {
+        ErrorScopes {
+            validation: device.push_error_scope(wgpu::ErrorFilter::Validation),
+            out_of_memory: device.push_error_scope(wgpu::ErrorFilter::OutOfMemory),
+            internal: device.push_error_scope(wgpu::ErrorFilter::Internal),
+        }
+    }
+
+    /// Whether anything went wrong since. A plain function that returns a future: the guards may not cross an await.
+    pub(crate) fn pop(self, action: &'static str) -> impl Future<Output = Result<()>> {
+        // Scopes nest: the last pushed is popped first.
+        let internal = self.internal.pop();
+        let out_of_memory = self.out_of_memory.pop();
+        let validation = self.validation.pop();
+        async move {
+            let (internal, out_of_memory, validation) = (internal.await, out_of_memory.await, validation.await);
+            match out_of_memory.or(validation).or(internal) {
+                None => Ok(()),
+                Some(error) => {
+                    let message = error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+                    Err(Error::Device { action, message })
+                }
+            }
+        }
+    }
+}
+
+/// Runs a future that never waits, as wgpu's error scopes off the web are.
+#[cfg(not(target_family = "wasm"))]
+pub(crate) fn ready<T>(future: impl Future<Output = T>) -> T {
+    let mut future = std::pin::pin!(future);
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    loop {
+        if let std::task::Poll::Ready(value) = future.as_mut().poll(&mut context) {
+            return value;
+        }
+        std::thread::yield_now();
+    }
+}

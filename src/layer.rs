@@ -1,0 +1,232 @@
+//! `BatchNorm`: a layer that owns its parameters and statistics on the device.
+
+use crate::{
+    Backward, BufferRange, Error, ForwardTraining, Inference, Kernels, Operation, Plan, Prepared, Problem, Result,
+};
+
+/// A batch norm layer: weight, bias, their gradients, running and saved statistics live on the device, packed so that
+/// every pass takes the fewest dispatches.
+///
+/// Buffers may be copied from and to: [`affine`](Self::affine) is `[2, C]` f32 (weight, bias), [`running`](Self::running)
+/// `[3, C]` (mean, variance, batches as u32), [`saved`](Self::saved) `[4, C]` f32 and
+/// [`grad_affine`](Self::grad_affine) `[2, C]` f32.
+#[derive(Debug)]
+pub struct BatchNorm {
+    kernels: Kernels,
+    problem: Problem,
+    affine: wgpu::Buffer,
+    running: wgpu::Buffer,
+    saved: wgpu::Buffer,
+    grad_affine: wgpu::Buffer,
+}
+
+/// The tensors of one pass through a [`BatchNorm`], and its batch: how many outer and inner indices they have.
+#[derive(Debug, Clone, Copy)]
+pub struct Batch<'a> {
+    /// Product of the dimensions before the channels.
+    pub outer: usize,
+    /// Product of the dimensions after the channels.
+    pub inner: usize,
+    /// `[outer, channels, inner]`.
+    pub input: BufferRange<'a>,
+    /// The residual, where the layer has one.
+    pub residual: Option<BufferRange<'a>>,
+}
+
+impl<'a> Batch<'a> {
+    /// A batch without a residual.
+    pub fn new(outer: usize, inner: usize, input: impl Into<BufferRange<'a>>) -> Self {
+        Batch { outer, inner, input: input.into(), residual: None }
+    }
+
+    /// Adds the residual.
+    pub fn residual(mut self, residual: impl Into<BufferRange<'a>>) -> Self {
+        self.residual = Some(residual.into());
+        self
+    }
+}
+
+impl BatchNorm {
+    /// A layer with the channels, conventions, activation and residual of a problem, whose batch is left open: weight
+    /// 1, bias 0, running mean 0, running variance 1, no batches so far.
+    ///
+    /// # Errors
+    /// What is wrong with the problem, and [`Error::Device`] where there is no memory left.
+    pub fn new(kernels: &Kernels, problem: &Problem) -> Result<Self> {
+        problem.validate()?;
+        let channels = problem.channels;
+        let scopes = crate::kernels::ErrorScopes::push(kernels.device());
+        let buffer = |label, rows: u64| {
+            kernels.device().create_buffer(&wgpu::BufferDescriptor {
+                label: Some(label),
+                size: rows * channels as u64 * 4,
+                usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
+                mapped_at_creation: rows < 4,
+            })
+        };
+        let affine = buffer("batchnorm weight and bias", 2);
+        let running = buffer("batchnorm running statistics", 3);
+        let grad_affine = buffer("batchnorm gradients", 2);
+        let saved = buffer("batchnorm saved statistics", 4);
+        let ones = vec![1.0f32; channels];
+        let bytes = channels as u64 * 4;
+        // New memory is zero; the weight and the running variance start at 1.
+        let filled = fill(&affine, 0, &ones).and(fill(&running, bytes, &ones));
+        for buffer in [&affine, &running, &grad_affine] {
+            buffer.unmap();
+        }
+        crate::encode::settle(scopes, "allocating a layer")?;
+        filled?;
+        Ok(BatchNorm { kernels: kernels.clone(), problem: problem.clone(), affine, running, saved, grad_affine })
+    }
+
+    /// Weight and bias, `[2, C]` f32.
+    pub fn affine(&self) -> &wgpu::Buffer {
+        &self.affine
+    }
+
+    /// Running mean and variance (f32) and the number of batches (u32, one per channel), `[3, C]`.
+    pub fn running(&self) -> &wgpu::Buffer {
+        &self.running
+    }
+
+    /// The statistics of the last training batch, `[4, C]` f32: K, δ, δ's remainder and invstd, with mean = K + δ.
+    pub fn saved(&self) -> &wgpu::Buffer {
+        &self.saved
+    }
+
+    /// The gradients of weight and bias, `[2, C]` f32; every backward pass overwrites them.
+    pub fn grad_affine(&self) -> &wgpu::Buffer {
+        &self.grad_affine
+    }
+
+    /// Writes weight and bias, `[C]` each, through the queue.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where a vector has another length.
+    pub fn set_affine(&self, queue: &wgpu::Queue, weight: &[f32], bias: &[f32]) -> Result<()> {
+        self.set(queue, &self.affine, &[("weight", weight), ("bias", bias)])
+    }
+
+    /// Writes the running statistics, `[C]` each, and the number of batches so far, through the queue.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where a vector has another length.
+    pub fn set_running(&self, queue: &wgpu::Queue, mean: &[f32], variance: &[f32], batches: u32) -> Result<()> {
+        let batches = vec![f32::from_bits(batches); self.problem.channels];
+        let vectors = [("running_mean", mean), ("running_var", variance), ("num_batches_tracked", &batches[..])];
+        self.set(queue, &self.running, &vectors)
+    }
+
+    fn set(&self, queue: &wgpu::Queue, buffer: &wgpu::Buffer, vectors: &[(&'static str, &[f32])]) -> Result<()> {
+        let channels = self.problem.channels;
+        for &(tensor, vector) in vectors {
+            if vector.len() != channels {
+                return Err(Error::Shape { tensor, given: vec![vector.len()], expected: vec![channels] });
+            }
+        }
+        for (i, (_, vector)) in vectors.iter().enumerate() {
+            queue.write_buffer(buffer, (i * channels * 4) as u64, bytemuck::cast_slice(vector));
+        }
+        Ok(())
+    }
+
+    fn prepare(&self, batch: &Batch<'_>) -> Result<Prepared> {
+        let problem = Problem { outer: batch.outer, inner: batch.inner, ..self.problem.clone() };
+        self.kernels.prepare_now(&Plan::new(&problem, self.kernels.caps())?)
+    }
+
+    /// Binds a training forward pass, to be encoded again and again.
+    ///
+    /// # Errors
+    /// As [`Plan::new`] and [`Prepared::bind_forward_training`].
+    pub fn bind_training<'a>(&self, batch: &Batch<'a>, output: impl Into<BufferRange<'a>>) -> Result<Operation> {
+        let mut args = ForwardTraining::new(batch.input, output)
+            .affine_packed(&self.affine)
+            .running(&self.running)
+            .saved(&self.saved);
+        if let Some(residual) = batch.residual {
+            args = args.residual(residual);
+        }
+        self.prepare(batch)?.bind_forward_training(&args)
+    }
+
+    /// Binds an inference forward pass.
+    ///
+    /// # Errors
+    /// As [`Plan::new`] and [`Prepared::bind_inference`].
+    pub fn bind_inference<'a>(&self, batch: &Batch<'a>, output: impl Into<BufferRange<'a>>) -> Result<Operation> {
+        let (input, output): (BufferRange<'_>, BufferRange<'_>) = (batch.input, output.into());
+        let mut args = Inference::new(input, &self.running, output).affine_packed(&self.affine);
+        if let Some(residual) = batch.residual {
+            args = args.residual(residual);
+        }
+        self.prepare(batch)?.bind_inference(&args)
+    }
+
+    /// Binds a backward pass through the last training batch. `grad_residual` is needed with a residual and an
+    /// activation, and only there.
+    ///
+    /// # Errors
+    /// As [`Plan::new`] and [`Prepared::bind_backward`].
+    pub fn bind_backward<'a>(
+        &self,
+        batch: &Batch<'a>,
+        grad_output: impl Into<BufferRange<'a>>,
+        grad_input: impl Into<BufferRange<'a>>,
+        grad_residual: Option<BufferRange<'a>>,
+    ) -> Result<Operation> {
+        let (grad_output, grad_input): (BufferRange<'_>, BufferRange<'_>) = (grad_output.into(), grad_input.into());
+        let mut args = Backward::new(batch.input, &self.saved, grad_output, grad_input)
+            .affine_packed(&self.affine)
+            .grad_affine_packed(&self.grad_affine);
+        if let Some(residual) = batch.residual {
+            args = args.residual(residual);
+        }
+        if let Some(grad) = grad_residual {
+            args = args.grad_residual(grad);
+        }
+        self.prepare(batch)?.bind_backward(&args)
+    }
+
+    /// Binds and encodes a training forward pass.
+    ///
+    /// # Errors
+    /// As [`BatchNorm::bind_training`].
+    pub fn forward<'a>(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        batch: &Batch<'a>,
+        output: impl Into<BufferRange<'a>>,
+    ) -> Result<()> {
+        self.bind_training(batch, output)?.encode(encoder);
+        Ok(())
+    }
+
+    /// Binds and encodes a backward pass.
+    ///
+    /// # Errors
+    /// As [`BatchNorm::bind_backward`].
+    pub fn backward<'a>(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        batch: &Batch<'a>,
+        grad_output: impl Into<BufferRange<'a>>,
+        grad_input: impl Into<BufferRange<'a>>,
+        grad_residual: Option<BufferRange<'a>>,
+    ) -> Result<()> {
+        self.bind_backward(batch, grad_output, grad_input, grad_residual)?.encode(encoder);
+        Ok(())
+    }
+}
+
+fn fill(buffer: &wgpu::Buffer, offset: u64, values: &[f32]) -> Result<()> {
+    let bytes: &[u8] = bytemuck::cast_slice(values);
+    // Mapped ranges start at multiples of 8.
+    let start = offset & !7;
+    let mut range = buffer
+        .get_mapped_range_mut(start..offset + bytes.len() as u64)
+        .map_err(|error| Error::Device { action: "initialising a layer", message: error.to_string() })?;
+    range.slice((offset - start) as usize..).copy_from_slice(bytes);
+    Ok(())
+}

@@ -1,0 +1,615 @@
+//! What runs where: a pure function from a problem and a device's capabilities to dispatches. No GPU handles.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use crate::kernels::{Elements, Kernel, PipelineKey};
+use crate::problem::Momentum;
+use crate::{Activation, Error, Problem, Result, RunningVariance};
+
+/// What the planner knows of a device. [`Caps::of`] reads it; tests make their own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Caps {
+    /// The adapter's kind; software adapters (`Cpu`) want other sizes than GPUs.
+    pub device_type: wgpu::DeviceType,
+    /// `max_compute_invocations_per_workgroup`, and no more than one dimension allows.
+    pub max_workgroup_size: u32,
+    /// `max_compute_workgroups_per_dimension`.
+    pub max_workgroups_per_dimension: u32,
+    /// `max_storage_buffer_binding_size` in bytes, and no more than a buffer may have.
+    pub max_binding_size: u64,
+    /// `max_storage_buffers_per_shader_stage`.
+    pub max_storage_buffers: u32,
+    /// `max_compute_workgroup_storage_size` in bytes.
+    pub max_workgroup_storage: u32,
+    /// `min_storage_buffer_offset_alignment` in bytes.
+    pub offset_alignment: u32,
+}
+
+impl Caps {
+    /// What WebGPU guarantees on a GPU: the limits of `wgpu::Limits::default()`.
+    pub fn webgpu_defaults() -> Self {
+        Self::from_limits(&wgpu::Limits::default(), wgpu::DeviceType::DiscreteGpu)
+    }
+
+    /// Reads a device's.
+    ///
+    /// # Errors
+    /// [`Error::Limit`] where the device is below what any kernel needs.
+    pub fn of(device: &wgpu::Device) -> Result<Self> {
+        let caps = Self::from_limits(&device.limits(), device.adapter_info().device_type);
+        caps.require()?;
+        Ok(caps)
+    }
+
+    /// Capabilities by limits and kind of adapter.
+    pub fn from_limits(limits: &wgpu::Limits, device_type: wgpu::DeviceType) -> Self {
+        Caps {
+            device_type,
+            max_workgroup_size: limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x),
+            max_workgroups_per_dimension: limits.max_compute_workgroups_per_dimension,
+            max_binding_size: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size),
+            max_storage_buffers: limits.max_storage_buffers_per_shader_stage,
+            max_workgroup_storage: limits.max_compute_workgroup_storage_size,
+            offset_alignment: limits.min_storage_buffer_offset_alignment,
+        }
+    }
+
+    fn require(&self) -> Result<()> {
+        let at_least = |needed: u64, limit: u64, name: &'static str| {
+            if limit >= needed {
+                return Ok(());
+            }
+            let remedy = "request the device with this limit raised, or use another adapter".into();
+            Err(Error::Limit { what: "batch norm".into(), needed, limit, name, remedy })
+        };
+        at_least(6, self.max_storage_buffers.into(), "max_storage_buffers_per_shader_stage")?;
+        at_least(32, self.max_workgroup_size.into(), "max_compute_invocations_per_workgroup")?;
+        at_least(32 * SCRATCH_PER_LANE, self.max_workgroup_storage.into(), "max_compute_workgroup_storage_size")?;
+        at_least(256, self.max_workgroups_per_dimension.into(), "max_compute_workgroups_per_dimension")
+    }
+
+    fn is_cpu(&self) -> bool {
+        self.device_type == wgpu::DeviceType::Cpu
+    }
+
+    /// `wanted` lanes, or the largest power of two that the device and the scratch of a reduction allow.
+    fn workgroup(&self, wanted: u32) -> u32 {
+        let by_storage = self.max_workgroup_storage / SCRATCH_PER_LANE as u32;
+        let most = self.max_workgroup_size.min(by_storage).max(1);
+        wanted.min(1 << most.ilog2())
+    }
+}
+
+/// Workgroup memory of a reduction: two vectors of four f32 per lane.
+const SCRATCH_PER_LANE: u64 = 32;
+
+/// How the work is cut over workgroups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Strategy {
+    /// A channel, or a tile of channels, stays in one workgroup's registers: read once, write once.
+    Resident,
+    /// One workgroup per channel reads it twice, in one dispatch.
+    Streaming,
+    /// Channels are cut into pieces over many workgroups; partial results are merged in a fixed order.
+    Split,
+}
+
+impl fmt::Display for Strategy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Strategy::Resident => "resident",
+            Strategy::Streaming => "streaming",
+            Strategy::Split => "split",
+        })
+    }
+}
+
+/// How reductions walk the tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Walk {
+    /// Row by row, a row being one channel of one outer index: long inner dimensions.
+    Planar,
+    /// Down the columns of the matrix `[outer, channels · inner]`: channels last, and short inner dimensions.
+    Columns,
+}
+
+impl fmt::Display for Walk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Walk::Planar => "planar",
+            Walk::Columns => "columns",
+        })
+    }
+}
+
+/// Choices of the planner that a caller (a test, a tuner) may force. `None` leaves one to the planner.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Choices {
+    /// How the work is cut.
+    pub strategy: Option<Strategy>,
+    /// How reductions walk.
+    pub walk: Option<Walk>,
+    /// Pieces per channel (planar) or column, at most; the planner's ceiling is 64.
+    pub pieces: Option<u32>,
+    /// Lanes of a reducing workgroup, a power of two from 1.
+    pub reduce_workgroup: Option<u32>,
+    /// Lanes of a flat workgroup, a power of two from 1.
+    pub flat_workgroup: Option<u32>,
+    /// Workgroups of a flat dispatch, at most.
+    pub flat_workgroups: Option<u32>,
+}
+
+impl Choices {
+    /// Forces a strategy.
+    pub fn strategy(mut self, strategy: Strategy) -> Self {
+        self.strategy = Some(strategy);
+        self
+    }
+
+    /// Forces a walk.
+    pub fn walk(mut self, walk: Walk) -> Self {
+        self.walk = Some(walk);
+        self
+    }
+
+    /// Forces a ceiling on pieces.
+    pub fn pieces(mut self, pieces: u32) -> Self {
+        self.pieces = Some(pieces);
+        self
+    }
+
+    /// Forces the lanes of reducing workgroups.
+    pub fn reduce_workgroup(mut self, lanes: u32) -> Self {
+        self.reduce_workgroup = Some(lanes);
+        self
+    }
+}
+
+/// Parameters of one dispatch: the uniform of the same name in `shaders/prelude.wgsl`, where its fields are explained.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, bytemuck::Pod, bytemuck::Zeroable)]
+#[allow(missing_docs)]
+pub(crate) struct Params {
+    pub zero: u32,
+    pub elements: u32,
+    pub channels: u32,
+    pub inner: u32,
+    pub count: u32,
+    pub workgroups: u32,
+    pub rows: u32,
+    pub row_vectors: u32,
+    pub pieces: u32,
+    pub piece_length: u32,
+    pub step_rows: u32,
+    pub step_vectors: u32,
+    pub tile: u32,
+    pub slots: u32,
+    pub width: u32,
+    pub repetitions: u32,
+    pub span: u32,
+    pub vectors: u32,
+    pub stride: u32,
+    pub stride_channels: u32,
+    pub stride_inner: u32,
+    pub flags: u32,
+    pub eps: f32,
+    pub weight_old: f32,
+    pub weight_new: f32,
+    pub present: u32,
+    pub start_0: u32,
+    pub start_1: u32,
+    pub start_2: u32,
+    pub absent_0: u32,
+    pub absent_1: u32,
+    pub absent_2: u32,
+}
+
+/// The bits of `Params::flags`; the constants of the same names in the prelude.
+pub(crate) mod flags {
+    pub(crate) const HAS_AFFINE: u32 = 1;
+    pub(crate) const HAS_RUNNING: u32 = 2;
+    pub(crate) const HAS_SAVED: u32 = 4;
+    pub(crate) const CUMULATIVE: u32 = 8;
+    pub(crate) const FROM_RUNNING: u32 = 16;
+    pub(crate) const FOR_BACKWARD: u32 = 32;
+    pub(crate) const HAS_GRAD_AFFINE: u32 = 64;
+    pub(crate) const FROZEN: u32 = 128;
+    pub(crate) const UNBIASED: u32 = 256;
+}
+
+/// Which of the coefficients' channels an element of a vector belongs to; the constants in the prelude.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum ChannelLookup {
+    /// `inner` is a multiple of 4.
+    SameChannel = 0,
+    /// `inner ≥ 4`.
+    NextChannel = 1,
+    /// `inner = 1` and at least 4 channels.
+    ChannelsLast = 2,
+    /// Anything else.
+    Any = 3,
+}
+
+/// One dispatch: a pipeline, a grid and parameters, without buffers.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Step {
+    pub key: PipelineKey,
+    pub grid: [u32; 2],
+    pub params: Params,
+}
+
+/// The dispatches that a [`Problem`] becomes on a device, and why. Printable; made without touching the GPU.
+///
+/// ```
+/// use wgpu_batchnorm::{Caps, Choices, Plan, Problem, Strategy, Walk};
+/// let plan = Plan::new(&Problem::nchw([32, 64, 56, 56]), &Caps::webgpu_defaults())?;
+/// assert_eq!((plan.strategy(), plan.walk()), (Strategy::Split, Walk::Planar));
+/// println!("{plan}");
+/// # Ok::<(), wgpu_batchnorm::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    problem: Problem,
+    caps: Caps,
+    walk: Walk,
+    why: String,
+    elements: Elements,
+    lookup: ChannelLookup,
+    reduce_workgroup: u32,
+    flat_workgroup: u32,
+    merge_workgroup: u32,
+    /// The fields that all dispatches share, the geometry of the reduction among them.
+    params: Params,
+    reduce_workgroups: u64,
+    flat_workgroups: u64,
+}
+
+/// A channel's partial results, at most; so that merging them costs next to nothing.
+const MAX_PIECES: u64 = 64;
+
+impl Plan {
+    /// Plans a problem for a device.
+    ///
+    /// # Errors
+    /// What is wrong with the problem ([`Error::EmptyTensor`], [`Error::Eps`], [`Error::Momentum`],
+    /// [`Error::TooManyElements`]), [`Error::Unsupported`], and [`Error::Limit`] where the tensor does not fit the
+    /// device.
+    pub fn new(problem: &Problem, caps: &Caps) -> Result<Self> {
+        Self::with(problem, caps, &Choices::default())
+    }
+
+    /// Plans with some choices forced.
+    ///
+    /// # Errors
+    /// As [`Plan::new`], and [`Error::Unsupported`] for a choice that is refused.
+    pub fn with(problem: &Problem, caps: &Caps, choices: &Choices) -> Result<Self> {
+        problem.validate()?;
+        caps.require()?;
+        if let Some(strategy @ (Strategy::Resident | Strategy::Streaming)) = choices.strategy {
+            let what = format!("the {strategy} strategy, which has no kernels in this version");
+            return Err(Error::Unsupported { what, remedy: "use split, or leave the choice to the planner".into() });
+        }
+        let bytes = problem.elements() * 4;
+        if bytes > caps.max_binding_size {
+            return Err(Error::Limit {
+                what: format!("a tensor of {} f32 elements", problem.elements()),
+                needed: bytes,
+                limit: caps.max_binding_size,
+                name: "max_storage_buffer_binding_size and max_buffer_size",
+                remedy: "request a device with these limits raised, or split the tensor along its outer dimension".into(),
+            });
+        }
+        for (name, lanes) in [("reduce", choices.reduce_workgroup), ("flat", choices.flat_workgroup)] {
+            if let Some(lanes) = lanes
+                && (!lanes.is_power_of_two() || caps.workgroup(lanes) != lanes)
+            {
+                let most = caps.workgroup(u32::MAX);
+                let what = format!("{name} workgroups of {lanes} lanes");
+                return Err(Error::Unsupported { what, remedy: format!("use a power of two from 1 to {most}") });
+            }
+        }
+
+        let Problem { outer, channels, inner, .. } = *problem;
+        let (walk, why) = match choices.walk {
+            Some(walk) => (walk, "forced".to_owned()),
+            None => choose_walk(outer as u64, inner as u64),
+        };
+        let elements = if problem.elements().is_multiple_of(4) { Elements::F32x4 } else { Elements::F32x1 };
+        let lookup = match inner {
+            1 if channels >= 4 => ChannelLookup::ChannelsLast,
+            1..4 => ChannelLookup::Any,
+            _ if inner.is_multiple_of(4) => ChannelLookup::SameChannel,
+            _ => ChannelLookup::NextChannel,
+        };
+        // Software adapters run a workgroup on one core, 8 lanes at a time, and pay for barriers; a GPU hides latency
+        // by lanes in flight.
+        let cpu = caps.is_cpu();
+        let reduce_workgroup = choices.reduce_workgroup.unwrap_or(caps.workgroup(if cpu { 8 } else { 256 }));
+        let flat_workgroup = choices.flat_workgroup.unwrap_or(caps.workgroup(if cpu { 64 } else { 256 }));
+        let merge_workgroup = caps.workgroup(if cpu { 8 } else { 64 });
+        let mut plan = Plan {
+            problem: problem.clone(),
+            caps: caps.clone(),
+            walk,
+            why,
+            elements,
+            lookup,
+            reduce_workgroup,
+            flat_workgroup,
+            merge_workgroup,
+            params: Params::default(),
+            reduce_workgroups: 0,
+            flat_workgroups: 0,
+        };
+        plan.params = plan.common();
+        let ceiling = u64::from(choices.pieces.unwrap_or(MAX_PIECES as u32)).clamp(1, MAX_PIECES);
+        match walk {
+            Walk::Planar => plan.cut_planar(ceiling),
+            Walk::Columns => plan.cut_columns(ceiling),
+        }
+        plan.cut_flat(choices.flat_workgroups);
+        Ok(plan)
+    }
+
+    /// The problem.
+    pub fn problem(&self) -> &Problem {
+        &self.problem
+    }
+
+    /// How the work is cut.
+    pub fn strategy(&self) -> Strategy {
+        Strategy::Split
+    }
+
+    /// How reductions walk.
+    pub fn walk(&self) -> Walk {
+        self.walk
+    }
+
+    /// Bytes of device memory that a bound operation allocates for itself, besides its uniforms.
+    pub fn workspace_bytes(&self) -> u64 {
+        self.partials_bytes() + 2 * self.coefficients_bytes()
+    }
+
+    fn common(&self) -> Params {
+        let p = &self.problem;
+        let (weight_old, weight_new, cumulative) = match p.momentum {
+            Momentum::NewWeight(w) => ((1.0 - w) as f32, w as f32, 0),
+            Momentum::Cumulative => (0.0, 0.0, flags::CUMULATIVE),
+        };
+        let unbiased = if p.running_variance == RunningVariance::Unbiased { flags::UNBIASED } else { 0 };
+        // `Problem::validate` bounds the elements, and with them every product of dimensions, by 2³¹.
+        Params {
+            elements: p.elements() as u32,
+            channels: p.channels as u32,
+            inner: p.inner as u32,
+            count: p.count() as u32,
+            vectors: p.elements().div_ceil(4) as u32,
+            flags: cumulative | unbiased,
+            eps: p.eps as f32,
+            weight_old,
+            weight_new,
+            ..Params::default()
+        }
+    }
+
+    /// Workgroups that keep a device busy: enough for every compute unit of a large GPU several times over, or for the
+    /// cores that a software adapter has.
+    fn enough_workgroups(&self) -> u64 {
+        if self.caps.is_cpu() { 64 } else { 2048 }
+    }
+
+    fn cut_planar(&mut self, ceiling: u64) {
+        let (outer, inner) = (self.problem.outer as u64, self.problem.inner as u64);
+        let channels = self.problem.channels as u64;
+        let lanes = u64::from(self.reduce_workgroup);
+        // A row of `inner` elements that starts at any alignment touches at most this many aligned vectors.
+        let row_vectors = if inner.is_multiple_of(4) { inner / 4 } else { (inner + 6) / 4 };
+        let total = outer * row_vectors;
+        // Eight vectors a lane at least, so that what a piece costs besides its reads does not show.
+        let wanted = self.enough_workgroups().div_ceil(channels).min(total.div_ceil(8 * lanes)).clamp(1, ceiling);
+        let piece_length = total.div_ceil(wanted).next_multiple_of(lanes);
+        let pieces = total.div_ceil(piece_length);
+        self.reduce_workgroups = pieces * channels;
+        self.params.rows = outer as u32;
+        self.params.row_vectors = row_vectors as u32;
+        self.params.pieces = pieces as u32;
+        self.params.piece_length = piece_length as u32;
+        self.params.step_rows = (lanes / row_vectors) as u32;
+        self.params.step_vectors = (lanes % row_vectors) as u32;
+        self.params.slots = pieces as u32;
+        self.params.width = channels as u32;
+        self.params.repetitions = 1;
+        self.params.span = 1;
+    }
+
+    fn cut_columns(&mut self, ceiling: u64) {
+        let columns = (self.problem.channels * self.problem.inner) as u64;
+        // So many rows are taken as one that its columns are whole vectors, at any alignment.
+        let repetitions = match columns % 4 {
+            0 => 1,
+            2 => 2,
+            _ => 4,
+        };
+        let width = columns * repetitions;
+        let row_vectors = width / 4;
+        let rows = (self.problem.outer as u64).div_ceil(repetitions);
+        let lanes = u64::from(self.reduce_workgroup);
+        // Neighbouring lanes read neighbouring vectors, 256 bytes of a row.
+        let tile = row_vectors.next_power_of_two().min(16).min(lanes);
+        let tiles = row_vectors.div_ceil(tile);
+        let lane_rows = lanes / tile;
+        let wanted = self.enough_workgroups().div_ceil(tiles).min(rows.div_ceil(8 * lane_rows)).clamp(1, ceiling);
+        let piece_length = rows.div_ceil(wanted).next_multiple_of(lane_rows);
+        let pieces = rows.div_ceil(piece_length);
+        self.reduce_workgroups = pieces * tiles;
+        self.params.rows = rows as u32;
+        self.params.row_vectors = row_vectors as u32;
+        self.params.pieces = pieces as u32;
+        self.params.piece_length = piece_length as u32;
+        self.params.tile = tile as u32;
+        self.params.slots = pieces as u32;
+        self.params.width = width as u32;
+        self.params.repetitions = repetitions as u32;
+        self.params.span = self.params.inner;
+    }
+
+    fn cut_flat(&mut self, workgroups: Option<u32>) {
+        let most = workgroups.unwrap_or(if self.caps.is_cpu() { 512 } else { 4096 }).max(1);
+        let lanes = u64::from(self.flat_workgroup);
+        self.flat_workgroups = u64::from(self.params.vectors).div_ceil(lanes).min(most.into());
+        let stride = self.flat_workgroups * lanes;
+        let inner = self.problem.inner as u64;
+        self.params.stride = stride as u32;
+        self.params.stride_channels = ((4 * stride / inner) % self.problem.channels as u64) as u32;
+        self.params.stride_inner = (4 * stride % inner) as u32;
+    }
+
+    pub(crate) fn max_binding_size(&self) -> u64 {
+        self.caps.max_binding_size
+    }
+
+    /// Bytes of the partial results.
+    pub(crate) fn partials_bytes(&self) -> u64 {
+        u64::from(self.params.slots) * u64::from(self.params.width) * 16
+    }
+
+    /// Bytes of one set of coefficients, moments or gradient sums: a vector of four f32 per channel.
+    pub(crate) fn coefficients_bytes(&self) -> u64 {
+        self.problem.channels as u64 * 16
+    }
+
+    fn step(&self, kernel: Kernel, workgroup: u32, workgroups: u64, params: Params) -> Step {
+        let Problem { activation, residual, .. } = self.problem;
+        // Only tensors come in elements; the kernels on per-channel data need no second version.
+        let reads_tensor = !matches!(
+            kernel,
+            Kernel::Combine
+                | Kernel::Finalize
+                | Kernel::Coefficients
+                | Kernel::BackwardCombine
+                | Kernel::BackwardFinalize
+                | Kernel::Gather
+                | Kernel::Scatter
+                | Kernel::Probe
+        );
+        let elements = if reads_tensor { self.elements } else { Elements::F32x4 };
+        // A residual changes a gradient only through an activation.
+        let residual = residual && (kernel == Kernel::Normalize || activation != Activation::None);
+        Step {
+            key: PipelineKey::new(kernel, elements, workgroup, activation, residual, self.lookup),
+            grid: grid(workgroups, self.caps.max_workgroups_per_dimension),
+            params: Params { workgroups: workgroups as u32, ..params },
+        }
+    }
+
+    pub(crate) fn reduce(&self) -> Step {
+        let kernel = match self.walk {
+            Walk::Planar => Kernel::ReducePlanar,
+            Walk::Columns => Kernel::ReduceColumns,
+        };
+        self.step(kernel, self.reduce_workgroup, self.reduce_workgroups, self.params)
+    }
+
+    pub(crate) fn backward_reduce(&self) -> Step {
+        let kernel = match self.walk {
+            Walk::Planar => Kernel::BackwardReducePlanar,
+            Walk::Columns => Kernel::BackwardReduceColumns,
+        };
+        self.step(kernel, self.reduce_workgroup, self.reduce_workgroups, self.params)
+    }
+
+    /// A merge of this plan's partial results, or of `sets` of one record per channel.
+    pub(crate) fn merge(&self, kernel: Kernel, sets: Option<u32>, flags: u32) -> Step {
+        let mut params = self.params;
+        if let Some(sets) = sets {
+            (params.slots, params.width, params.repetitions, params.span) = (sets, params.channels, 1, 1);
+        }
+        let records = u64::from(params.slots) * u64::from(params.repetitions) * u64::from(params.span);
+        // As many lanes per channel as there are records; the others take neighbouring channels.
+        let lanes = records.next_power_of_two().min(u64::from(self.merge_workgroup)) as u32;
+        let lanes = if self.caps.is_cpu() { 1 } else { lanes };
+        params.tile = self.merge_workgroup / lanes;
+        params.flags |= flags;
+        let workgroups = u64::from(params.channels.div_ceil(params.tile));
+        self.step(kernel, self.merge_workgroup, workgroups, params)
+    }
+
+    /// One lane per channel: coefficients, gather, scatter.
+    pub(crate) fn per_channel(&self, kernel: Kernel, flags: u32) -> Step {
+        let workgroups = u64::from(self.params.channels.div_ceil(self.merge_workgroup));
+        let params = Params { flags: self.params.flags | flags, ..self.params };
+        self.step(kernel, self.merge_workgroup, workgroups, params)
+    }
+
+    pub(crate) fn flat(&self, kernel: Kernel) -> Step {
+        self.step(kernel, self.flat_workgroup, self.flat_workgroups, self.params)
+    }
+
+    /// Every pipeline that an operation of this plan may use.
+    pub(crate) fn pipelines(&self) -> BTreeSet<PipelineKey> {
+        let steps = [
+            self.reduce(),
+            self.merge(Kernel::Finalize, None, 0),
+            self.per_channel(Kernel::Coefficients, 0),
+            self.flat(Kernel::Normalize),
+            self.backward_reduce(),
+            self.merge(Kernel::BackwardFinalize, None, 0),
+            self.flat(Kernel::BackwardApply),
+            self.merge(Kernel::Combine, None, 0),
+            self.merge(Kernel::BackwardCombine, None, 0),
+            self.per_channel(Kernel::Gather, 0),
+            self.per_channel(Kernel::Scatter, 0),
+        ];
+        steps.into_iter().map(|step| step.key).collect()
+    }
+}
+
+fn choose_walk(outer: u64, inner: u64) -> (Walk, String) {
+    match inner {
+        1 => (Walk::Columns, "inner = 1: neighbouring values belong to neighbouring channels".into()),
+        2..8 if outer >= 64 => (Walk::Columns, format!("inner = {inner}: rows shorter than two vectors")),
+        _ => (Walk::Planar, format!("inner = {inner}: rows are read as vectors")),
+    }
+}
+
+/// A grid of at least `workgroups`, near-square where one dimension cannot hold them.
+fn grid(workgroups: u64, per_dimension: u32) -> [u32; 2] {
+    if workgroups <= u64::from(per_dimension) {
+        return [workgroups as u32, 1];
+    }
+    let x = workgroups.isqrt() + 1;
+    [x as u32, workgroups.div_ceil(x) as u32]
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [outer, channels, inner] = self.problem.shape();
+        writeln!(f, "[{outer}, {channels}, {inner}] f32: {}, {} ({})", self.strategy(), self.walk, self.why)?;
+        let part = |step: &Step| {
+            let [x, y] = step.grid;
+            format!("{} [{x}, {y}] x {}", step.key.kernel.entry().entry_point, step.key.workgroup)
+        };
+        let line = |steps: &[Step]| steps.iter().map(part).collect::<Vec<_>>().join(" -> ");
+        writeln!(
+            f,
+            "  pieces: {} of {} {}",
+            self.params.pieces,
+            self.params.piece_length,
+            if self.walk == Walk::Planar { "vectors" } else { "rows" }
+        )?;
+        let normalize = self.flat(Kernel::Normalize);
+        let coefficients = self.per_channel(Kernel::Coefficients, 0);
+        let finalize = self.merge(Kernel::Finalize, None, 0);
+        writeln!(f, "  forward training: {}", line(&[self.reduce(), finalize, normalize.clone()]))?;
+        writeln!(f, "  inference: {}", line(&[coefficients.clone(), normalize]))?;
+        let backward_finalize = self.merge(Kernel::BackwardFinalize, None, 0);
+        let apply = self.flat(Kernel::BackwardApply);
+        writeln!(f, "  backward: {}", line(&[coefficients, self.backward_reduce(), backward_finalize, apply]))?;
+        write!(f, "  workspace: {} bytes", self.workspace_bytes())
+    }
+}

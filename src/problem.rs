@@ -1,0 +1,279 @@
+//! What is to be normalised, and by which convention: shapes, activations, running statistics.
+
+use crate::{Error, Result};
+
+/// The largest number of elements of one tensor: shaders index with 32 bits, and a padded row of vectors must fit too.
+pub(crate) const MAX_ELEMENTS: u64 = 1 << 31;
+
+/// A function applied to the normalised value, after the residual was added.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[non_exhaustive]
+pub enum Activation {
+    /// `y = z`.
+    #[default]
+    None,
+    /// `y = max(z, 0)`, with derivative 0 at 0.
+    Relu,
+}
+
+impl Activation {
+    /// The value of `ACTIVATION` in the shaders.
+    pub(crate) fn code(self) -> u32 {
+        match self {
+            Activation::None => 0,
+            Activation::Relu => 1,
+        }
+    }
+}
+
+/// How much a new batch counts in the running statistics. A type and not a bare number, because frameworks disagree on
+/// whose weight the number is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub enum Momentum {
+    /// `running = (1 - w)·running + w·batch`.
+    NewWeight(f64),
+    /// The plain average over all batches: the new weight is `1 / num_batches_tracked`, counting this batch.
+    Cumulative,
+}
+
+impl Momentum {
+    /// The weight of the new batch, as in PyTorch (default 0.1).
+    pub fn new_weight(weight: f64) -> Self {
+        Momentum::NewWeight(weight)
+    }
+
+    /// The weight of the old value, as in Keras, TensorFlow (default 0.99) and ONNX (0.9).
+    pub fn decay(decay: f64) -> Self {
+        Momentum::NewWeight(1.0 - decay)
+    }
+}
+
+/// Which estimate of the variance the running statistics store. Normalisation itself always uses the biased one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RunningVariance {
+    /// `M2 / (m - 1)`, as PyTorch and TensorFlow's fused kernel store.
+    Unbiased,
+    /// `M2 / m`, as Keras and ONNX store.
+    Biased,
+}
+
+/// A framework's conventions: ε, momentum and the variance that is stored.
+///
+/// | preset | ε | new = | variance stored |
+/// |---|---|---|---|
+/// | `Pytorch` | 1e-5 | 0.9·old + 0.1·batch | unbiased |
+/// | `Keras` | 1e-3 | 0.99·old + 0.01·batch | biased |
+/// | `Tensorflow` (fused) | 1e-3 | 0.99·old + 0.01·batch | unbiased |
+/// | `Onnx` | 1e-5 | 0.9·old + 0.1·batch | biased |
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Preset {
+    /// `torch.nn.BatchNorm2d`.
+    #[default]
+    Pytorch,
+    /// `keras.layers.BatchNormalization`.
+    Keras,
+    /// `tf.compat.v1.nn.fused_batch_norm`.
+    Tensorflow,
+    /// ONNX `BatchNormalization`, opset 15.
+    Onnx,
+}
+
+impl Preset {
+    /// The preset's ε.
+    pub fn eps(self) -> f64 {
+        match self {
+            Preset::Pytorch | Preset::Onnx => 1e-5,
+            Preset::Keras | Preset::Tensorflow => 1e-3,
+        }
+    }
+
+    /// The preset's momentum.
+    pub fn momentum(self) -> Momentum {
+        match self {
+            Preset::Pytorch => Momentum::new_weight(0.1),
+            Preset::Keras | Preset::Tensorflow => Momentum::decay(0.99),
+            Preset::Onnx => Momentum::decay(0.9),
+        }
+    }
+
+    /// The variance that the preset stores.
+    pub fn running_variance(self) -> RunningVariance {
+        match self {
+            Preset::Pytorch | Preset::Tensorflow => RunningVariance::Unbiased,
+            Preset::Keras | Preset::Onnx => RunningVariance::Biased,
+        }
+    }
+}
+
+/// One batch norm problem: the tensor as `[groups, outer, channels, inner]`, and what is computed on it.
+///
+/// Every layout is that one shape, contiguous and row-major: NCHW is `outer = N, inner = H·W`; channels last is
+/// `outer = N·H·W, inner = 1`; a feature-major matrix `[C, m]` is `outer = 1, inner = m`. Builders do not fail;
+/// [`Plan::new`](crate::Plan::new) checks everything at once.
+///
+/// ```
+/// use wgpu_batchnorm::{Activation, Preset, Problem};
+/// let problem = Problem::nchw([32, 64, 56, 56]).activation(Activation::Relu).preset(Preset::Keras);
+/// assert_eq!(problem.count(), 32 * 56 * 56);
+/// assert_eq!(problem.eps, 1e-3);
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Problem {
+    /// Sub-batches with statistics of their own (ghost batches); 1 is ordinary batch norm, and all that runs today.
+    pub groups: usize,
+    /// Product of the dimensions before the channels.
+    pub outer: usize,
+    /// Number of channels.
+    pub channels: usize,
+    /// Product of the dimensions after the channels.
+    pub inner: usize,
+    /// Whether a residual tensor of the same shape is added before the activation.
+    pub residual: bool,
+    /// The activation after it.
+    pub activation: Activation,
+    /// Added to the variance: `invstd = 1/√(σ² + ε)`.
+    pub eps: f64,
+    /// How the running statistics move.
+    pub momentum: Momentum,
+    /// Which variance the running statistics store.
+    pub running_variance: RunningVariance,
+}
+
+impl Problem {
+    /// A tensor of shape `[outer, channels, inner]` with PyTorch's conventions.
+    pub fn new(outer: usize, channels: usize, inner: usize) -> Self {
+        let preset = Preset::default();
+        Problem {
+            groups: 1,
+            outer,
+            channels,
+            inner,
+            residual: false,
+            activation: Activation::None,
+            eps: preset.eps(),
+            momentum: preset.momentum(),
+            running_variance: preset.running_variance(),
+        }
+    }
+
+    /// A matrix `[N, C]`.
+    pub fn nc([n, c]: [usize; 2]) -> Self {
+        Self::new(n, c, 1)
+    }
+
+    /// Sequences `[N, C, L]`.
+    pub fn ncl([n, c, l]: [usize; 3]) -> Self {
+        Self::new(n, c, l)
+    }
+
+    /// Images `[N, C, H, W]`.
+    pub fn nchw([n, c, h, w]: [usize; 4]) -> Self {
+        Self::new(n, c, h.saturating_mul(w))
+    }
+
+    /// Volumes `[N, C, D, H, W]`.
+    pub fn ncdhw([n, c, d, h, w]: [usize; 5]) -> Self {
+        Self::new(n, c, d.saturating_mul(h).saturating_mul(w))
+    }
+
+    /// Images with channels last, `[N, H, W, C]`.
+    pub fn nhwc([n, h, w, c]: [usize; 4]) -> Self {
+        Self::new(n.saturating_mul(h).saturating_mul(w), c, 1)
+    }
+
+    /// Any shape with the channels on any axis; a negative axis counts from the end.
+    ///
+    /// # Errors
+    /// [`Error::ChannelAxis`] where the shape has no such axis.
+    pub fn with_axis(shape: &[usize], channel_axis: isize) -> Result<Self> {
+        let rank = shape.len() as isize;
+        let axis = if channel_axis < 0 { channel_axis + rank } else { channel_axis };
+        if !(0..rank).contains(&axis) {
+            return Err(Error::ChannelAxis { axis: channel_axis, shape: shape.to_vec() });
+        }
+        let product = |dims: &[usize]| dims.iter().fold(1usize, |a, &b| a.saturating_mul(b));
+        let (before, after) = shape.split_at(axis as usize);
+        Ok(Self::new(product(before), after[0], product(&after[1..])))
+    }
+
+    /// Adds a residual tensor before the activation: `y = act(γ·x̂ + β + residual)`.
+    pub fn with_residual(mut self) -> Self {
+        self.residual = true;
+        self
+    }
+
+    /// Fuses an activation.
+    pub fn activation(mut self, activation: Activation) -> Self {
+        self.activation = activation;
+        self
+    }
+
+    /// Sets ε, momentum and running variance to a framework's conventions.
+    pub fn preset(mut self, preset: Preset) -> Self {
+        self.eps = preset.eps();
+        self.momentum = preset.momentum();
+        self.running_variance = preset.running_variance();
+        self
+    }
+
+    /// Sets ε.
+    pub fn eps(mut self, eps: f64) -> Self {
+        self.eps = eps;
+        self
+    }
+
+    /// Sets the momentum of the running statistics.
+    pub fn momentum(mut self, momentum: Momentum) -> Self {
+        self.momentum = momentum;
+        self
+    }
+
+    /// Sets which variance the running statistics store.
+    pub fn running_variance(mut self, variance: RunningVariance) -> Self {
+        self.running_variance = variance;
+        self
+    }
+
+    /// Values per channel, `outer · inner`.
+    pub fn count(&self) -> u64 {
+        (self.outer as u64).saturating_mul(self.inner as u64)
+    }
+
+    /// Elements of the tensor.
+    pub fn elements(&self) -> u64 {
+        self.count().saturating_mul(self.channels as u64).saturating_mul(self.groups as u64)
+    }
+
+    /// `[outer, channels, inner]`.
+    pub fn shape(&self) -> [usize; 3] {
+        [self.outer, self.channels, self.inner]
+    }
+
+    /// Checks everything that does not depend on a device.
+    pub(crate) fn validate(&self) -> Result<()> {
+        if self.groups != 1 {
+            return Err(Error::Unsupported {
+                what: format!("groups = {} (ghost batches)", self.groups),
+                remedy: "use groups = 1, one call per sub-batch".into(),
+            });
+        }
+        if self.outer == 0 || self.channels == 0 || self.inner == 0 {
+            return Err(Error::EmptyTensor { shape: self.shape() });
+        }
+        let elements = self.shape().iter().fold(1u128, |a, &b| a.saturating_mul(b as u128));
+        if elements > MAX_ELEMENTS as u128 {
+            return Err(Error::TooManyElements { elements, limit: MAX_ELEMENTS });
+        }
+        if !(self.eps >= 0.0 && self.eps <= f64::from(f32::MAX)) {
+            return Err(Error::Eps { given: self.eps });
+        }
+        if let Momentum::NewWeight(given) = self.momentum
+            && !(0.0..=1.0).contains(&given)
+        {
+            return Err(Error::Momentum { given });
+        }
+        Ok(())
+    }
+}
