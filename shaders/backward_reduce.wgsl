@@ -2,7 +2,7 @@
 // column, with dz = dy·act'(z).
 //
 // Parallel: as in reduce.wgsl, one workgroup per piece of a channel, or per piece of a tile of columns. Reads x and dy
-// once, and the residual where an activation needs it. Runs of at most 128 additions are folded into exact pairs,
+// once, and the residual where an activation needs it. Runs of at most 32 additions are folded into exact pairs,
 // because dγ = invstd·(Σdz·(x-K) - δ·Σdz) cancels where Σdz is large.
 // Barriers: only those of the workgroup sums; every invocation reaches them, lanes without work add zeros.
 

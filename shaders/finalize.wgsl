@@ -7,7 +7,8 @@
 // Coefficients of channel c: [c] = (K, scale, shift, 0), so that y = (x - K)·scale + shift; for the gradients also
 // [channels + c] = (δ, δ's remainder, invstd, weight).
 // The merge is Chan's for many parts at once: with D = (K_b - K_0) + δ_b for each part b, δ = Σ n_b·D_b / Σ n_b and
-// M2 = Σ M2_b + Σ n_b·(D_b - δ)². D and δ are exact pairs.
+// M2 = Σ M2_b + Σ n_b·(D_b - δ)². D and δ are exact pairs. At the end K + δ is split anew, K the mean rounded to f32 and
+// δ what that lacks, so that x - K is small wherever x is near the mean: sums of it keep their digits.
 // Barriers: only those of the workgroup sums; every invocation reaches them.
 
 @group(0) @binding(1) var<storage, read> partials: array<vec4<f32>>;
@@ -20,7 +21,8 @@
 struct Moments {
     count: f32,
     pivot: f32,
-    delta: Pair, // the same in all components
+    delta: f32,
+    delta_low: f32,
     m2: f32,
 }
 
@@ -55,7 +57,7 @@ fn merge(lane: u32, channel: u32) -> Moments {
     }
     let total = sum_exactly(lane, params.tile, sum);
     let count = total.high.y + total.low.y;
-    let delta = divide(Pair(total.high.xxxx, total.low.xxxx), vec4(max(count, 1.0)));
+    let delta = divide(Pair(total.high.xxxx, total.low.xxxx), vec4(max(count, 1.0))); // the same in all components
 
     var m2 = Pair(vec4(0.0), vec4(0.0));
     for (var i = lane_row; i < records; i += lane_rows) {
@@ -65,7 +67,13 @@ fn merge(lane: u32, channel: u32) -> Moments {
         m2 = add(m2, vec4(select(0.0, record.w + record.x * apart * apart, record.x > 0.0)));
     }
     let m2_total = sum_exactly(lane, params.tile, m2);
-    return Moments(count, pivot, delta, select(infinity(), m2_total.high.x + m2_total.low.x, is_finite(m2_total.high.x)));
+    let m2_sum = select(infinity(), m2_total.high.x + m2_total.low.x, is_finite(m2_total.high.x));
+    let mean = two_sum(vec4(pivot), delta.high);
+    let rest = two_sum(mean.low, delta.low);
+    if !is_finite(mean.high.x) {
+        return Moments(count, mean.high.x, 0.0, 0.0, m2_sum);
+    }
+    return Moments(count, mean.high.x, rest.high.x, rest.low.x, m2_sum);
 }
 
 fn affine_of(channel: u32) -> vec2<f32> {
@@ -98,7 +106,7 @@ fn combine(
     let channel = channel_of_lane(workgroup_number(id, grid), lane);
     let m = merge(lane, min(channel, params.channels - 1u));
     if lane < params.tile && channel < params.channels {
-        coefficients[channel] = vec4(m.count, m.pivot, m.delta.high.x, m.m2);
+        coefficients[channel] = vec4(m.count, m.pivot, m.delta, m.m2);
     }
 }
 
@@ -113,17 +121,15 @@ fn finalize(
     if lane >= params.tile || channel >= params.channels {
         return;
     }
-    let delta = m.delta.high.x;
-    let low = m.delta.low.x;
     var variance = m.m2 / max(m.count, 1.0);
-    if !is_finite(delta) {
+    if !is_finite(m.pivot) {
         variance = not_a_number();
     }
     let invstd = inverse_std(variance);
     if has(HAS_SAVED) {
         saved[channel] = m.pivot;
-        saved[params.channels + channel] = delta;
-        saved[2u * params.channels + channel] = low;
+        saved[params.channels + channel] = m.delta;
+        saved[2u * params.channels + channel] = m.delta_low;
         saved[3u * params.channels + channel] = invstd;
     }
     if has(HAS_RUNNING) {
@@ -137,13 +143,13 @@ fn finalize(
         let old_mean = bitcast<f32>(running[channel]);
         let old_variance = bitcast<f32>(running[params.channels + channel]);
         let bessel = select(1.0, m.count / (m.count - 1.0), has(UNBIASED) && m.count > 1.0);
-        let mean = weight_old * old_mean + weight_new * (m.pivot + (delta + low));
+        let mean = weight_old * old_mean + weight_new * (m.pivot + m.delta);
         let stored = weight_old * old_variance + weight_new * (variance * bessel);
         running[channel] = bitcast<u32>(mean);
         running[params.channels + channel] = bitcast<u32>(stored);
         running[2u * params.channels + channel] = batches;
     }
-    write_coefficients(channel, m.pivot, delta, low, invstd);
+    write_coefficients(channel, m.pivot, m.delta, m.delta_low, invstd);
 }
 
 @compute @workgroup_size(WORKGROUP)

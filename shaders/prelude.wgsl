@@ -205,7 +205,7 @@ fn is_nan(v: f32) -> bool {
 
 // ---- Reductions: runs and pivots, and which elements of a vector count.
 
-const RUN: u32 = 32u;            // vectors; 128 additions when the 4 positions of a vector are folded
+const RUN: u32 = 8u;             // vectors; 32 additions when the 4 positions of a vector are folded
 const PIVOT_VECTORS: u32 = 64u;  // 256 values
 const PIVOT_ROWS: u32 = 16u;
 

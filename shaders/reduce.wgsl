@@ -2,7 +2,7 @@
 //
 // Parallel: one workgroup per piece of a channel, or per piece of a tile of columns. Reads x once, and the first values
 // of each piece twice; writes one record a piece. A piece takes as pivot K a mean of its first values that one outlier
-// cannot move, sums x - K and (x - K)² in runs of at most 128 additions, and folds the runs into exact pairs, so that
+// cannot move, sums x - K and (x - K)² in runs of at most 32 additions, and folds the runs into exact pairs, so that
 // nothing cancels: mean = K + δ with δ = Σ(x-K)/n, and M2 = Σ(x-K)² - δ·Σ(x-K).
 // Barriers: only those of the workgroup sums; every invocation reaches them, lanes without work add zeros.
 

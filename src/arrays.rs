@@ -6,7 +6,10 @@ use std::task::{Poll, Waker};
 use ndarray::{Array1, Array2, Array3, ArrayView1, ArrayView3, Axis};
 
 use crate::kernels::ErrorScopes;
-use crate::{Activation, Backward, Error, ForwardTraining, Gpu, Inference, Operation, Plan, Problem, Result, Running};
+use crate::{
+    Activation, Backward, Error, ForwardTraining, Gpu, Inference, Operation, Plan, Problem, Result,
+    Running,
+};
 
 /// Host tensors of one pass. Tensors have shape `[outer, channels, inner]`, vectors `[channels]`.
 #[derive(Debug, Clone, Copy)]
@@ -24,7 +27,12 @@ pub struct Arrays<'a> {
 impl<'a> Arrays<'a> {
     /// An input alone.
     pub fn new(input: ArrayView3<'a, f32>) -> Self {
-        Arrays { input, residual: None, weight: None, bias: None }
+        Arrays {
+            input,
+            residual: None,
+            weight: None,
+            bias: None,
+        }
     }
 }
 
@@ -45,7 +53,11 @@ pub struct SavedArrays(pub Array2<f32>);
 
 impl SavedArrays {
     /// From a mean, what an f32 mean lacks, and invstd.
-    pub fn new(mean: ArrayView1<'_, f32>, remainder: Option<ArrayView1<'_, f32>>, invstd: ArrayView1<'_, f32>) -> Self {
+    pub fn new(
+        mean: ArrayView1<'_, f32>,
+        remainder: Option<ArrayView1<'_, f32>>,
+        invstd: ArrayView1<'_, f32>,
+    ) -> Self {
         let mut rows = Array2::zeros((4, mean.len()));
         rows.row_mut(0).assign(&mean);
         if let Some(remainder) = remainder {
@@ -57,7 +69,13 @@ impl SavedArrays {
 
     /// The mean to about 48 bits.
     pub fn mean(&self) -> Array1<f64> {
-        self.0.rows().into_iter().take(3).fold(Array1::zeros(self.0.ncols()), |sum, row| sum + row.mapv(f64::from))
+        self.0
+            .rows()
+            .into_iter()
+            .take(3)
+            .fold(Array1::zeros(self.0.ncols()), |sum, row| {
+                sum + row.mapv(f64::from)
+            })
     }
 
     /// `1/√(variance + ε)`.
@@ -113,7 +131,10 @@ impl Future for Readback {
     /// The words of each buffer, in the order asked for.
     type Output = Result<Vec<Vec<u32>>>;
 
-    fn poll(self: std::pin::Pin<&mut Self>, context: &mut std::task::Context<'_>) -> Poll<Self::Output> {
+    fn poll(
+        self: std::pin::Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> Poll<Self::Output> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         match state.0.take() {
             None => {
@@ -130,13 +151,24 @@ impl Future for Readback {
 
 impl Readback {
     fn words(&self, mapped: Result<(), wgpu::BufferAsyncError>) -> Result<Vec<Vec<u32>>> {
-        let failed = |message: String| Error::Device { action: "reading results back", message };
+        let failed = |message: String| Error::Device {
+            action: "reading results back",
+            message,
+        };
         mapped.map_err(|error| failed(error.to_string()))?;
         let mut offset = 0;
         let mut buffers = Vec::new();
         for &size in &self.sizes {
-            let range = self.staging.get_mapped_range(offset..offset + size).map_err(|e| failed(e.to_string()))?;
-            buffers.push(range.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect());
+            let range = self
+                .staging
+                .get_mapped_range(offset..offset + size)
+                .map_err(|e| failed(e.to_string()))?;
+            buffers.push(
+                range
+                    .chunks_exact(4)
+                    .map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+                    .collect(),
+            );
             offset += size.next_multiple_of(8);
         }
         Ok(buffers)
@@ -148,10 +180,12 @@ impl Readback {
     /// [`Error::Device`] where the device is lost or the memory cannot be mapped.
     #[cfg(not(target_family = "wasm"))]
     pub fn wait(self) -> Result<Vec<Vec<u32>>> {
-        self.device.poll(wgpu::PollType::wait_indefinitely()).map_err(|error| Error::Device {
-            action: "waiting for the device",
-            message: error.to_string(),
-        })?;
+        self.device
+            .poll(wgpu::PollType::wait_indefinitely())
+            .map_err(|error| Error::Device {
+                action: "waiting for the device",
+                message: error.to_string(),
+            })?;
         pollster::block_on(self)
     }
 }
@@ -166,7 +200,9 @@ impl Upload<'_> {
         self.gpu.device.create_buffer(&wgpu::BufferDescriptor {
             label: Some(label),
             size: words as u64 * 4,
-            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
+            usage: wgpu::BufferUsages::STORAGE
+                | wgpu::BufferUsages::COPY_SRC
+                | wgpu::BufferUsages::COPY_DST,
             mapped_at_creation: false,
         })
     }
@@ -178,18 +214,36 @@ impl Upload<'_> {
         buffer
     }
 
-    fn tensor(&self, name: &'static str, problem: &Problem, array: ArrayView3<'_, f32>) -> Result<wgpu::Buffer> {
+    fn tensor(
+        &self,
+        name: &'static str,
+        problem: &Problem,
+        array: ArrayView3<'_, f32>,
+    ) -> Result<wgpu::Buffer> {
         if array.shape() != problem.shape() {
             let (given, expected) = (array.shape().to_vec(), problem.shape().to_vec());
-            return Err(Error::Shape { tensor: name, given, expected });
+            return Err(Error::Shape {
+                tensor: name,
+                given,
+                expected,
+            });
         }
         let array = array.as_standard_layout();
         Ok(self.words(name, array.as_slice().unwrap_or_default()))
     }
 
-    fn vector(&self, name: &'static str, channels: usize, values: ArrayView1<'_, f32>) -> Result<Vec<f32>> {
+    fn vector(
+        &self,
+        name: &'static str,
+        channels: usize,
+        values: ArrayView1<'_, f32>,
+    ) -> Result<Vec<f32>> {
         if values.len() != channels {
-            return Err(Error::Shape { tensor: name, given: vec![values.len()], expected: vec![channels] });
+            return Err(Error::Shape {
+                tensor: name,
+                given: vec![values.len()],
+                expected: vec![channels],
+            });
         }
         let _ = self;
         Ok(values.to_vec())
@@ -197,8 +251,14 @@ impl Upload<'_> {
 
     fn affine(&self, problem: &Problem, arrays: &Arrays<'_>) -> Result<wgpu::Buffer> {
         let channels = problem.channels;
-        let weight = arrays.weight.map(|w| self.vector("weight", channels, w)).transpose()?;
-        let bias = arrays.bias.map(|b| self.vector("bias", channels, b)).transpose()?;
+        let weight = arrays
+            .weight
+            .map(|w| self.vector("weight", channels, w))
+            .transpose()?;
+        let bias = arrays
+            .bias
+            .map(|b| self.vector("bias", channels, b))
+            .transpose()?;
         let mut packed = weight.unwrap_or_else(|| vec![1.0; channels]);
         packed.extend(bias.unwrap_or_else(|| vec![0.0; channels]));
         Ok(self.words("affine", &packed))
@@ -217,7 +277,11 @@ impl Gpu {
     ///
     /// # Errors
     /// [`Error::Device`] where there is no memory left or a buffer cannot be copied.
-    pub fn submit_and_read(&self, operation: Option<&Operation>, buffers: &[&wgpu::Buffer]) -> Result<Readback> {
+    pub fn submit_and_read(
+        &self,
+        operation: Option<&Operation>,
+        buffers: &[&wgpu::Buffer],
+    ) -> Result<Readback> {
         let scopes = ErrorScopes::push(&self.device);
         let sizes = buffers.iter().map(|b| b.size()).collect::<Vec<_>>();
         let staging = self.device.create_buffer(&wgpu::BufferDescriptor {
@@ -226,7 +290,9 @@ impl Gpu {
             usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
             mapped_at_creation: false,
         });
-        let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        let mut encoder = self
+            .device
+            .create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         if let Some(operation) = operation {
             operation.encode(&mut encoder);
         }
@@ -246,7 +312,12 @@ impl Gpu {
             }
         });
         crate::encode::settle(scopes, "running an operation")?;
-        Ok(Readback { device: self.device.clone(), staging, sizes, state })
+        Ok(Readback {
+            device: self.device.clone(),
+            staging,
+            sizes,
+            state,
+        })
     }
 
     /// Uploads, runs and reads back a training forward pass. Submits.
@@ -297,13 +368,19 @@ impl Gpu {
         plan: &Plan,
         arrays: &Arrays<'_>,
         running: Option<&RunningArrays>,
-    ) -> Result<(Readback, impl FnOnce(Vec<Vec<u32>>) -> ForwardResult + use<>)> {
+    ) -> Result<(
+        Readback,
+        impl FnOnce(Vec<Vec<u32>>) -> ForwardResult + use<>,
+    )> {
         let problem = plan.problem().clone();
         let scopes = ErrorScopes::push(&self.device);
         let upload = Upload { gpu: self };
         let built = (|| {
             let input = upload.tensor("input", &problem, arrays.input)?;
-            let residual = arrays.residual.map(|r| upload.tensor("residual", &problem, r)).transpose()?;
+            let residual = arrays
+                .residual
+                .map(|r| upload.tensor("residual", &problem, r))
+                .transpose()?;
             let affine = upload.affine(&problem, arrays)?;
             let running = running.map(|r| upload.running(&problem, r)).transpose()?;
             let output = upload.empty("output", arrays.input.len());
@@ -312,15 +389,23 @@ impl Gpu {
         })();
         crate::encode::settle(scopes, "uploading tensors")?;
         let (input, residual, affine, running, output, saved) = built?;
-        let mut args = ForwardTraining::new(&input, &output).affine_packed(&affine).saved(&saved);
+        let mut args = ForwardTraining::new(&input, &output)
+            .affine_packed(&affine)
+            .saved(&saved);
         if let Some(residual) = &residual {
             args = args.residual(residual);
         }
         if let Some(running) = &running {
             args = args.running(running);
         }
-        let operation = self.kernels.prepare_now(plan)?.bind_forward_training(&args)?;
-        let wanted: Vec<_> = [&output, &saved].into_iter().chain(running.as_ref()).collect();
+        let operation = self
+            .kernels
+            .prepare_now(plan)?
+            .bind_forward_training(&args)?;
+        let wanted: Vec<_> = [&output, &saved]
+            .into_iter()
+            .chain(running.as_ref())
+            .collect();
         let readback = self.submit_and_read(Some(&operation), &wanted)?;
         Ok((readback, move |words: Vec<Vec<u32>>| {
             let mut words = words.into_iter();
@@ -353,7 +438,10 @@ impl Gpu {
         let upload = Upload { gpu: self };
         let built = (|| {
             let input = upload.tensor("input", &problem, arrays.input)?;
-            let residual = arrays.residual.map(|r| upload.tensor("residual", &problem, r)).transpose()?;
+            let residual = arrays
+                .residual
+                .map(|r| upload.tensor("residual", &problem, r))
+                .transpose()?;
             let affine = upload.affine(&problem, arrays)?;
             let running = upload.running(&problem, running)?;
             let output = upload.empty("output", arrays.input.len());
@@ -361,13 +449,16 @@ impl Gpu {
         })();
         crate::encode::settle(scopes, "uploading tensors")?;
         let (input, residual, affine, running, output) = built?;
-        let mut args = Inference::new(&input, Running::packed(&running), &output).affine_packed(&affine);
+        let mut args =
+            Inference::new(&input, Running::packed(&running), &output).affine_packed(&affine);
         if let Some(residual) = &residual {
             args = args.residual(residual);
         }
         let operation = self.kernels.prepare_now(plan)?.bind_inference(&args)?;
         let readback = self.submit_and_read(Some(&operation), &[&output])?;
-        Ok((readback, move |words: Vec<Vec<u32>>| tensor(&problem, words.first().map_or(&[], Vec::as_slice))))
+        Ok((readback, move |words: Vec<Vec<u32>>| {
+            tensor(&problem, words.first().map_or(&[], Vec::as_slice))
+        }))
     }
 
     fn start_backward(
@@ -376,7 +467,10 @@ impl Gpu {
         arrays: &Arrays<'_>,
         grad_output: ArrayView3<'_, f32>,
         through: Through<'_>,
-    ) -> Result<(Readback, impl FnOnce(Vec<Vec<u32>>) -> GradientArrays + use<>)> {
+    ) -> Result<(
+        Readback,
+        impl FnOnce(Vec<Vec<u32>>) -> GradientArrays + use<>,
+    )> {
         let problem = plan.problem().clone();
         let recomputes = problem.residual && problem.activation != Activation::None;
         let scopes = ErrorScopes::push(&self.device);
@@ -384,25 +478,46 @@ impl Gpu {
         let built = (|| {
             let input = upload.tensor("input", &problem, arrays.input)?;
             let grad = upload.tensor("grad_output", &problem, grad_output)?;
-            let residual = arrays.residual.map(|r| upload.tensor("residual", &problem, r)).transpose()?;
+            let residual = arrays
+                .residual
+                .map(|r| upload.tensor("residual", &problem, r))
+                .transpose()?;
             let affine = upload.affine(&problem, arrays)?;
             let statistics = match through {
                 Through::Running(running) => upload.running(&problem, running)?,
                 Through::Saved(SavedArrays(rows)) => {
                     if rows.dim() != (4, problem.channels) {
                         let (given, expected) = (rows.shape().to_vec(), vec![4, problem.channels]);
-                        return Err(Error::Shape { tensor: "saved", given, expected });
+                        return Err(Error::Shape {
+                            tensor: "saved",
+                            given,
+                            expected,
+                        });
                     }
-                    upload.words("saved", rows.as_standard_layout().as_slice().unwrap_or_default())
+                    upload.words(
+                        "saved",
+                        rows.as_standard_layout().as_slice().unwrap_or_default(),
+                    )
                 }
             };
             let grad_input = upload.empty("grad_input", arrays.input.len());
             let grad_affine = upload.empty("grad_affine", 2 * problem.channels);
-            let grad_residual = recomputes.then(|| upload.empty("grad_residual", arrays.input.len()));
-            Ok((input, grad, residual, affine, statistics, grad_input, grad_affine, grad_residual))
+            let grad_residual =
+                recomputes.then(|| upload.empty("grad_residual", arrays.input.len()));
+            Ok((
+                input,
+                grad,
+                residual,
+                affine,
+                statistics,
+                grad_input,
+                grad_affine,
+                grad_residual,
+            ))
         })();
         crate::encode::settle(scopes, "uploading tensors")?;
-        let (input, grad, residual, affine, statistics, grad_input, grad_affine, grad_residual) = built?;
+        let (input, grad, residual, affine, statistics, grad_input, grad_affine, grad_residual) =
+            built?;
         let mut args = match through {
             Through::Saved(_) => Backward::new(&input, &statistics, &grad, &grad_input),
             Through::Running(_) => Backward::frozen(&input, &statistics, &grad, &grad_input),
@@ -415,7 +530,10 @@ impl Gpu {
             args = args.grad_residual(grad_residual);
         }
         let operation = self.kernels.prepare_now(plan)?.bind_backward(&args)?;
-        let wanted: Vec<_> = [&grad_input, &grad_affine].into_iter().chain(grad_residual.as_ref()).collect();
+        let wanted: Vec<_> = [&grad_input, &grad_affine]
+            .into_iter()
+            .chain(grad_residual.as_ref())
+            .collect();
         let readback = self.submit_and_read(Some(&operation), &wanted)?;
         // Without an activation the residual's gradient is grad_output itself.
         let passed_through = (problem.residual && !recomputes).then(|| grad_output.to_owned());
@@ -424,8 +542,17 @@ impl Gpu {
             let mut next = || words.next().unwrap_or_default();
             let input = tensor(&problem, &next());
             let affine = rows(2, problem.channels, &next());
-            let residual = if recomputes { Some(tensor(&problem, &next())) } else { passed_through };
-            GradientArrays { input, residual, weight: affine.row(0).to_owned(), bias: affine.row(1).to_owned() }
+            let residual = if recomputes {
+                Some(tensor(&problem, &next()))
+            } else {
+                passed_through
+            };
+            GradientArrays {
+                input,
+                residual,
+                weight: affine.row(0).to_owned(),
+                bias: affine.row(1).to_owned(),
+            }
         }))
     }
 }
@@ -451,7 +578,12 @@ impl Gpu {
     ///
     /// # Errors
     /// As there.
-    pub fn inference(&self, plan: &Plan, arrays: &Arrays<'_>, running: &RunningArrays) -> Result<Array3<f32>> {
+    pub fn inference(
+        &self,
+        plan: &Plan,
+        arrays: &Arrays<'_>,
+        running: &RunningArrays,
+    ) -> Result<Array3<f32>> {
         let (readback, rest) = self.start_inference(plan, arrays, running)?;
         Ok(rest(readback.wait()?))
     }
@@ -476,13 +608,16 @@ fn tensor(problem: &Problem, words: &[u32]) -> Array3<f32> {
     let values = words.iter().map(|&w| f32::from_bits(w));
     let flat = Array1::from_iter(values);
     // The words came from a buffer made for this very shape.
-    flat.into_shape_with_order(problem.shape()).unwrap_or_default()
+    flat.into_shape_with_order(problem.shape())
+        .unwrap_or_default()
 }
 
 fn rows(n: usize, channels: usize, words: &[u32]) -> Array2<f32> {
     let mut values = Array2::zeros((n, channels));
     for (mut row, words) in values.axis_iter_mut(Axis(0)).zip(words.chunks(channels)) {
-        row.iter_mut().zip(words).for_each(|(value, &word)| *value = f32::from_bits(word));
+        row.iter_mut()
+            .zip(words)
+            .for_each(|(value, &word)| *value = f32::from_bits(word));
     }
     values
 }

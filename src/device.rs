@@ -37,7 +37,7 @@ impl Gpu {
         adapters
     }
 
-    /// The best adapter there is: a GPU before a software driver, GL last.
+    /// The best adapter there is: a GPU before a software driver, and GL only where there is nothing else.
     ///
     /// # Errors
     /// [`Error::NoAdapter`], which says what to install, and [`Error::Device`].
@@ -50,22 +50,50 @@ impl Gpu {
     /// # Errors
     /// [`Error::NoAdapter`], which lists those found, and [`Error::Device`].
     pub async fn find_async(backends: wgpu::Backends, name: Option<&str>) -> Result<Self> {
-        let adapters = Self::adapters_async(backends).await;
         let matches = |adapter: &&wgpu::Adapter| {
-            name.is_none_or(|name| adapter.get_info().name.to_lowercase().contains(&name.to_lowercase()))
+            name.is_none_or(|name| {
+                adapter
+                    .get_info()
+                    .name
+                    .to_lowercase()
+                    .contains(&name.to_lowercase())
+            })
         };
-        if let Some(adapter) = adapters.iter().find(matches) {
-            return Self::on_async(adapter.clone()).await;
+        // GL only where nothing else will do: it has the tightest limits, and looking for it may write to stderr.
+        let (others, gl) = (backends - wgpu::Backends::GL, backends & wgpu::Backends::GL);
+        let mut adapters = Vec::new();
+        for some in [others, gl] {
+            let found = if some.is_empty() {
+                Vec::new()
+            } else {
+                Self::adapters_async(some).await
+            };
+            if let Some(adapter) = found.iter().find(matches) {
+                return Self::on_async(adapter.clone()).await;
+            }
+            adapters.extend(found);
         }
         let mut wanted = String::new();
         if let Some(name) = name {
             wanted += &format!(" named {name:?}");
         }
         if backends != wgpu::Backends::all() {
-            wanted += &format!(" on backend {}", format!("{backends:?}").trim_start_matches("Backends").to_lowercase());
+            wanted += &format!(
+                " on backend {}",
+                format!("{backends:?}")
+                    .trim_start_matches("Backends")
+                    .to_lowercase()
+            );
         }
-        let names = adapters.iter().map(|a| format!("{:?}", a.get_info().name)).collect::<Vec<_>>();
-        let found = if names.is_empty() { "none was found".into() } else { format!("found {}", names.join(", ")) };
+        let names = adapters
+            .iter()
+            .map(|a| format!("{:?}", a.get_info().name))
+            .collect::<Vec<_>>();
+        let found = if names.is_empty() {
+            "none was found".into()
+        } else {
+            format!("found {}", names.join(", "))
+        };
         Err(Error::NoAdapter { wanted, found })
     }
 
@@ -88,12 +116,25 @@ impl Gpu {
             required_limits: limits,
             ..wgpu::DeviceDescriptor::default()
         };
-        let (device, queue) = adapter.request_device(&descriptor).await.map_err(|error| Error::Device {
-            action: "requesting a device",
-            message: error.to_string().split_whitespace().collect::<Vec<_>>().join(" "),
-        })?;
+        let (device, queue) =
+            adapter
+                .request_device(&descriptor)
+                .await
+                .map_err(|error| Error::Device {
+                    action: "requesting a device",
+                    message: error
+                        .to_string()
+                        .split_whitespace()
+                        .collect::<Vec<_>>()
+                        .join(" "),
+                })?;
         let kernels = Kernels::new(&device)?;
-        Ok(Gpu { adapter, device, queue, kernels })
+        Ok(Gpu {
+            adapter,
+            device,
+            queue,
+            kernels,
+        })
     }
 }
 

@@ -21,7 +21,11 @@ pub struct BufferRange<'a> {
 impl<'a> BufferRange<'a> {
     /// From byte `offset` to the buffer's end.
     pub fn new(buffer: &'a wgpu::Buffer, offset: u64) -> Self {
-        BufferRange { buffer, offset, size: None }
+        BufferRange {
+            buffer,
+            offset,
+            size: None,
+        }
     }
 
     fn available(&self) -> u64 {
@@ -38,13 +42,21 @@ impl<'a> From<&'a wgpu::Buffer> for BufferRange<'a> {
 
 impl<'a> From<wgpu::BufferBinding<'a>> for BufferRange<'a> {
     fn from(b: wgpu::BufferBinding<'a>) -> Self {
-        BufferRange { buffer: b.buffer, offset: b.offset, size: b.size.map(|s| s.get()) }
+        BufferRange {
+            buffer: b.buffer,
+            offset: b.offset,
+            size: b.size.map(|s| s.get()),
+        }
     }
 }
 
 impl<'a> From<wgpu::BufferSlice<'a>> for BufferRange<'a> {
     fn from(s: wgpu::BufferSlice<'a>) -> Self {
-        BufferRange { buffer: s.buffer(), offset: s.offset(), size: Some(s.size()) }
+        BufferRange {
+            buffer: s.buffer(),
+            offset: s.offset(),
+            size: Some(s.size()),
+        }
     }
 }
 
@@ -77,12 +89,22 @@ pub struct Running<'a> {
 impl<'a> Running<'a> {
     /// Buffers of their own: `[C]` f32 each.
     pub fn new(mean: impl Into<BufferRange<'a>>, variance: impl Into<BufferRange<'a>>) -> Self {
-        Running { packed: None, mean: Some(mean.into()), variance: Some(variance.into()), batches: None }
+        Running {
+            packed: None,
+            mean: Some(mean.into()),
+            variance: Some(variance.into()),
+            batches: None,
+        }
     }
 
     /// One buffer of `[3, C]` words.
     pub fn packed(buffer: impl Into<BufferRange<'a>>) -> Self {
-        Running { packed: Some(buffer.into()), mean: None, variance: None, batches: None }
+        Running {
+            packed: Some(buffer.into()),
+            mean: None,
+            variance: None,
+            batches: None,
+        }
     }
 
     /// The number of batches so far, `[C]` u32, all equal. [`Momentum::Cumulative`] needs it.
@@ -108,8 +130,16 @@ enum Statistics<'a> {
 macro_rules! affine_setters {
     () => {
         /// Weight and bias, `[C]` f32 each. Absent, they are 1 and 0.
-        pub fn affine(mut self, weight: impl Into<BufferRange<'a>>, bias: impl Into<BufferRange<'a>>) -> Self {
-            self.affine = Affine { packed: None, weight: Some(weight.into()), bias: Some(bias.into()) };
+        pub fn affine(
+            mut self,
+            weight: impl Into<BufferRange<'a>>,
+            bias: impl Into<BufferRange<'a>>,
+        ) -> Self {
+            self.affine = Affine {
+                packed: None,
+                weight: Some(weight.into()),
+                bias: Some(bias.into()),
+            };
             self
         }
 
@@ -127,7 +157,11 @@ macro_rules! affine_setters {
 
         /// Weight and bias in one buffer, `[2, C]` f32: one dispatch less.
         pub fn affine_packed(mut self, affine: impl Into<BufferRange<'a>>) -> Self {
-            self.affine = Affine { packed: Some(affine.into()), weight: None, bias: None };
+            self.affine = Affine {
+                packed: Some(affine.into()),
+                weight: None,
+                bias: None,
+            };
             self
         }
     };
@@ -146,14 +180,26 @@ macro_rules! residual_setter {
 macro_rules! grad_setters {
     () => {
         /// Where the gradients of weight and bias go, `[C]` f32 each; they are overwritten.
-        pub fn grad_affine(mut self, weight: impl Into<BufferRange<'a>>, bias: impl Into<BufferRange<'a>>) -> Self {
-            self.grad_affine = Affine { packed: None, weight: Some(weight.into()), bias: Some(bias.into()) };
+        pub fn grad_affine(
+            mut self,
+            weight: impl Into<BufferRange<'a>>,
+            bias: impl Into<BufferRange<'a>>,
+        ) -> Self {
+            self.grad_affine = Affine {
+                packed: None,
+                weight: Some(weight.into()),
+                bias: Some(bias.into()),
+            };
             self
         }
 
         /// Both gradients in one buffer, `[2, C]` f32: one dispatch less.
         pub fn grad_affine_packed(mut self, grads: impl Into<BufferRange<'a>>) -> Self {
-            self.grad_affine = Affine { packed: Some(grads.into()), weight: None, bias: None };
+            self.grad_affine = Affine {
+                packed: Some(grads.into()),
+                weight: None,
+                bias: None,
+            };
             self
         }
 
@@ -259,7 +305,12 @@ impl<'a> Backward<'a> {
         grad_output: impl Into<BufferRange<'a>>,
         grad_input: impl Into<BufferRange<'a>>,
     ) -> Self {
-        Self::by(Statistics::Saved(saved.into()), input, grad_output, grad_input)
+        Self::by(
+            Statistics::Saved(saved.into()),
+            input,
+            grad_output,
+            grad_input,
+        )
     }
 
     /// Through running statistics, which do not depend on the input.
@@ -269,7 +320,12 @@ impl<'a> Backward<'a> {
         grad_output: impl Into<BufferRange<'a>>,
         grad_input: impl Into<BufferRange<'a>>,
     ) -> Self {
-        Self::by(Statistics::Running(running.into()), input, grad_output, grad_input)
+        Self::by(
+            Statistics::Running(running.into()),
+            input,
+            grad_output,
+            grad_input,
+        )
     }
 
     fn by(
@@ -306,7 +362,10 @@ pub struct Reduce<'a> {
 impl<'a> Reduce<'a> {
     /// Input of the problem's shape, moments `[C, 4]`.
     pub fn new(input: impl Into<BufferRange<'a>>, moments: impl Into<BufferRange<'a>>) -> Self {
-        Reduce { input: input.into(), moments: moments.into() }
+        Reduce {
+            input: input.into(),
+            moments: moments.into(),
+        }
     }
 }
 
@@ -321,8 +380,16 @@ pub struct Combine<'a> {
 
 impl<'a> Combine<'a> {
     /// `sets` records per channel, `[sets, C, 4]`, and the merged moments, `[C, 4]`.
-    pub fn new(parts: impl Into<BufferRange<'a>>, sets: u32, moments: impl Into<BufferRange<'a>>) -> Self {
-        Combine { parts: parts.into(), sets, moments: moments.into() }
+    pub fn new(
+        parts: impl Into<BufferRange<'a>>,
+        sets: u32,
+        moments: impl Into<BufferRange<'a>>,
+    ) -> Self {
+        Combine {
+            parts: parts.into(),
+            sets,
+            moments: moments.into(),
+        }
     }
 }
 
@@ -338,7 +405,10 @@ pub struct Finalize<'a> {
 
 impl<'a> Finalize<'a> {
     /// Moments `[C, 4]`, and coefficients `[C, 4]` f32: K, scale, shift, 0, for `y = (x - K)·scale + shift`.
-    pub fn new(moments: impl Into<BufferRange<'a>>, coefficients: impl Into<BufferRange<'a>>) -> Self {
+    pub fn new(
+        moments: impl Into<BufferRange<'a>>,
+        coefficients: impl Into<BufferRange<'a>>,
+    ) -> Self {
         Finalize {
             moments: moments.into(),
             coefficients: coefficients.into(),
@@ -379,7 +449,12 @@ impl<'a> Normalize<'a> {
         coefficients: impl Into<BufferRange<'a>>,
         output: impl Into<BufferRange<'a>>,
     ) -> Self {
-        Normalize { input: input.into(), coefficients: coefficients.into(), output: output.into(), residual: None }
+        Normalize {
+            input: input.into(),
+            coefficients: coefficients.into(),
+            output: output.into(),
+            residual: None,
+        }
     }
 
     residual_setter!();
@@ -430,7 +505,11 @@ pub struct BackwardApply<'a> {
 impl<'a> BackwardApply<'a> {
     /// The arguments of a backward pass by saved statistics, and sums `[C, 4]` from [`BackwardReduce`].
     pub fn new(backward: Backward<'a>, sums: impl Into<BufferRange<'a>>) -> Self {
-        BackwardApply { backward, sums: sums.into(), count: None }
+        BackwardApply {
+            backward,
+            sums: sums.into(),
+            count: None,
+        }
     }
 
     /// Values per channel over all devices, where the sums are over all of them. The problem's count otherwise.
@@ -460,7 +539,9 @@ impl Prepared {
 
     fn training(&self) -> Result<()> {
         if self.plan.problem().count() < 2 {
-            return Err(Error::OneValuePerChannel { shape: self.plan.problem().shape() });
+            return Err(Error::OneValuePerChannel {
+                shape: self.plan.problem().shape(),
+            });
         }
         Ok(())
     }
@@ -479,8 +560,21 @@ impl Prepared {
         let output = r.tensor("output", args.output, Access::Write)?;
         let partials = r.workspace("partials", self.plan.partials_bytes())?;
         let coefficients = r.workspace("coefficients", self.plan.coefficients_bytes())?;
-        r.push(self.plan.reduce(), vec![(Slot::Input, input.clone()), (Slot::Partials, partials.clone())])?;
-        r.finalize(None, partials, &coefficients, args.affine, args.running, args.saved)?;
+        r.push(
+            self.plan.reduce(),
+            vec![
+                (Slot::Input, input.clone()),
+                (Slot::Partials, partials.clone()),
+            ],
+        )?;
+        r.finalize(
+            None,
+            partials,
+            &coefficients,
+            args.affine,
+            args.running,
+            args.saved,
+        )?;
         r.normalize(input, residual, coefficients, output)?;
         r.scatter_running(args.running)?;
         r.finish("forward training")
@@ -496,7 +590,12 @@ impl Prepared {
         let residual = r.residual(args.residual)?;
         let output = r.tensor("output", args.output, Access::Write)?;
         let coefficients = r.workspace("coefficients", self.plan.coefficients_bytes())?;
-        r.coefficients(Statistics::Running(args.running), args.affine, &coefficients, 0)?;
+        r.coefficients(
+            Statistics::Running(args.running),
+            args.affine,
+            &coefficients,
+            0,
+        )?;
         r.normalize(input, residual, coefficients, output)?;
         r.finish("inference")
     }
@@ -531,9 +630,15 @@ impl Prepared {
         let input = r.tensor("input", args.input, Access::Read)?;
         let moments = r.packed("moments", args.moments, 4, Access::Write)?;
         let partials = r.workspace("partials", self.plan.partials_bytes())?;
-        r.push(self.plan.reduce(), vec![(Slot::Input, input), (Slot::Partials, partials.clone())])?;
+        r.push(
+            self.plan.reduce(),
+            vec![(Slot::Input, input), (Slot::Partials, partials.clone())],
+        )?;
         let merge = self.plan.merge(Kernel::Combine, None, 0);
-        r.push(merge, vec![(Slot::Partials, partials), (Slot::Coefficients, moments)])?;
+        r.push(
+            merge,
+            vec![(Slot::Partials, partials), (Slot::Coefficients, moments)],
+        )?;
         r.finish("reduce")
     }
 
@@ -545,12 +650,19 @@ impl Prepared {
         let mut r = Recorder::new(self);
         if args.sets == 0 {
             let problem = "0 sets of moments were given".to_owned();
-            return Err(Error::Argument { tensor: "parts", problem, remedy: "give at least one".into() });
+            return Err(Error::Argument {
+                tensor: "parts",
+                problem,
+                remedy: "give at least one".into(),
+            });
         }
         let parts = r.packed("parts", args.parts, 4 * u64::from(args.sets), Access::Read)?;
         let moments = r.packed("moments", args.moments, 4, Access::Write)?;
         let merge = self.plan.merge(Kernel::Combine, Some(args.sets), 0);
-        r.push(merge, vec![(Slot::Partials, parts), (Slot::Coefficients, moments)])?;
+        r.push(
+            merge,
+            vec![(Slot::Partials, parts), (Slot::Coefficients, moments)],
+        )?;
         r.finish("combine")
     }
 
@@ -562,7 +674,14 @@ impl Prepared {
         let mut r = Recorder::new(self);
         let moments = r.packed("moments", args.moments, 4, Access::Read)?;
         let coefficients = r.packed("coefficients", args.coefficients, 4, Access::Write)?;
-        r.finalize(Some(1), moments, &coefficients, args.affine, args.running, args.saved)?;
+        r.finalize(
+            Some(1),
+            moments,
+            &coefficients,
+            args.affine,
+            args.running,
+            args.saved,
+        )?;
         r.scatter_running(args.running)?;
         r.finish("finalize")
     }
@@ -592,8 +711,18 @@ impl Prepared {
         let residual = r.residual_of_gradient(args.residual)?;
         let sums = r.packed("sums", args.sums, 4, Access::Write)?;
         let coefficients = r.workspace("coefficients", 2 * self.plan.coefficients_bytes())?;
-        r.coefficients(Statistics::Saved(args.saved), args.affine, &coefficients, flags::FOR_BACKWARD)?;
-        let partials = r.backward_reduce(&BackwardBound { input, grad_output, residual, coefficients })?;
+        r.coefficients(
+            Statistics::Saved(args.saved),
+            args.affine,
+            &coefficients,
+            flags::FOR_BACKWARD,
+        )?;
+        let partials = r.backward_reduce(&BackwardBound {
+            input,
+            grad_output,
+            residual,
+            coefficients,
+        })?;
         let merge = self.plan.merge(Kernel::BackwardCombine, None, 0);
         r.push(merge, vec![(Slot::Partials, partials), (Slot::Sums, sums)])?;
         r.finish("backward reduce")
@@ -607,7 +736,11 @@ impl Prepared {
         let mut r = Recorder::new(self);
         if args.count == Some(0) {
             let problem = "a count of 0 was given".to_owned();
-            return Err(Error::Argument { tensor: "count", problem, remedy: "give the values per channel".into() });
+            return Err(Error::Argument {
+                tensor: "count",
+                problem,
+                remedy: "give the values per channel".into(),
+            });
         }
         let sums = r.packed("sums", args.sums, 4, Access::Read)?;
         let backward = r.backward_arguments(&args.backward)?;
@@ -636,7 +769,10 @@ struct Dispatch {
 impl Operation {
     /// Encodes the operation as a compute pass of its own.
     pub fn encode(&self, encoder: &mut wgpu::CommandEncoder) {
-        let descriptor = wgpu::ComputePassDescriptor { label: Some(self.label), timestamp_writes: None };
+        let descriptor = wgpu::ComputePassDescriptor {
+            label: Some(self.label),
+            timestamp_writes: None,
+        };
         self.encode_in(&mut encoder.begin_compute_pass(&descriptor));
     }
 
@@ -731,20 +867,43 @@ impl<'a> Recorder<'a> {
         detail: String,
     ) -> Result<Bound> {
         if !range.buffer.usage().contains(wgpu::BufferUsages::STORAGE) {
-            return Err(Error::BufferUsage { tensor: name, given: range.buffer.usage(), missing: "STORAGE" });
+            return Err(Error::BufferUsage {
+                tensor: name,
+                given: range.buffer.usage(),
+                missing: "STORAGE",
+            });
         }
         if range.available() < bytes {
-            return Err(Error::BufferSize { tensor: name, given: range.available(), expected: bytes, detail });
+            return Err(Error::BufferSize {
+                tensor: name,
+                given: range.available(),
+                expected: bytes,
+                detail,
+            });
         }
         if !range.offset.is_multiple_of(alignment) {
-            return Err(Error::BufferAlignment { tensor: name, offset: range.offset, alignment });
+            return Err(Error::BufferAlignment {
+                tensor: name,
+                offset: range.offset,
+                alignment,
+            });
         }
-        let bound = Bound { name, buffer: range.buffer.clone(), offset: range.offset, size: bytes };
+        let bound = Bound {
+            name,
+            buffer: range.buffer.clone(),
+            offset: range.offset,
+            size: bytes,
+        };
         for (other, other_access) in &self.arguments {
             let written = access == Access::Write || *other_access == Access::Write;
             if written && bound.overlaps(other) {
                 let remedy = "give each a range of its own";
-                return Err(Error::Overlap { first: other.name, second: name, how: "overlap in one buffer", remedy });
+                return Err(Error::Overlap {
+                    first: other.name,
+                    second: name,
+                    how: "overlap in one buffer",
+                    remedy,
+                });
             }
         }
         self.arguments.push((bound.clone(), access));
@@ -755,42 +914,81 @@ impl<'a> Recorder<'a> {
         u64::from(self.kernels.caps().offset_alignment)
     }
 
-    fn tensor(&mut self, name: &'static str, range: BufferRange<'_>, access: Access) -> Result<Bound> {
+    fn tensor(
+        &mut self,
+        name: &'static str,
+        range: BufferRange<'_>,
+        access: Access,
+    ) -> Result<Bound> {
         let problem = self.plan.problem();
-        let detail = format!(" for shape [outer, channels, inner] = {:?} in f32", problem.shape());
+        let detail = format!(
+            " for shape [outer, channels, inner] = {:?} in f32",
+            problem.shape()
+        );
         let bytes = problem.elements() * 4;
         self.check(name, range, bytes, self.offset_alignment(), access, detail)
     }
 
     /// Several f32 per channel in one buffer.
-    fn packed(&mut self, name: &'static str, range: BufferRange<'_>, each: u64, access: Access) -> Result<Bound> {
+    fn packed(
+        &mut self,
+        name: &'static str,
+        range: BufferRange<'_>,
+        each: u64,
+        access: Access,
+    ) -> Result<Bound> {
         let channels = self.channels();
         let detail = format!(" for {each} f32 for each of {channels} channels");
-        self.check(name, range, channels * each * 4, self.offset_alignment(), access, detail)
+        self.check(
+            name,
+            range,
+            channels * each * 4,
+            self.offset_alignment(),
+            access,
+            detail,
+        )
     }
 
-    fn vector(&mut self, name: &'static str, range: BufferRange<'_>, access: Access) -> Result<Vector> {
+    fn vector(
+        &mut self,
+        name: &'static str,
+        range: BufferRange<'_>,
+        access: Access,
+    ) -> Result<Vector> {
         let channels = self.channels();
         let detail = format!(" for one f32 for each of {channels} channels");
         let exact = self.check(name, range, channels * 4, 4, access, detail)?;
         let before = exact.offset % self.offset_alignment();
-        let range = Bound { offset: exact.offset - before, size: exact.size + before, ..exact };
-        Ok(Vector { range, start: (before / 4) as u32 })
+        let range = Bound {
+            offset: exact.offset - before,
+            size: exact.size + before,
+            ..exact
+        };
+        Ok(Vector {
+            range,
+            start: (before / 4) as u32,
+        })
     }
 
     fn residual(&mut self, residual: Option<BufferRange<'_>>) -> Result<Option<Bound>> {
         let argument = |problem: &str, remedy| {
-            Err(Error::Argument { tensor: "residual", problem: problem.to_owned(), remedy })
+            Err(Error::Argument {
+                tensor: "residual",
+                problem: problem.to_owned(),
+                remedy,
+            })
         };
         match (self.plan.problem().residual, residual) {
             (true, Some(range)) => Ok(Some(self.tensor("residual", range, Access::Read)?)),
             (false, None) => Ok(None),
-            (true, None) => {
-                argument("the plan has one, but none was given", "give it with .residual(…)".to_owned())
-            }
-            (false, Some(_)) => {
-                argument("one was given, but the plan has none", "plan Problem::with_residual()".to_owned())
-            }
+            (true, None) => argument(
+                "the plan has one, but none was given",
+                "give it with .residual(…)".to_owned(),
+            ),
+            (false, Some(_)) => argument(
+                "one was given, but the plan has none",
+                "plan Problem::with_residual()".to_owned(),
+            ),
         }
     }
 
@@ -809,17 +1007,31 @@ impl<'a> Recorder<'a> {
         if size > limit {
             let what = format!("the workspace ({name})");
             let remedy = "use fewer channels, or a device with this limit raised".to_owned();
-            return Err(Error::Limit { what, needed: size, limit, name: "max_storage_buffer_binding_size", remedy });
+            return Err(Error::Limit {
+                what,
+                needed: size,
+                limit,
+                name: "max_storage_buffer_binding_size",
+                remedy,
+            });
         }
         let scopes = ErrorScopes::push(self.kernels.device());
-        let buffer = self.kernels.device().create_buffer(&wgpu::BufferDescriptor {
-            label: Some(name),
-            size,
-            usage: wgpu::BufferUsages::STORAGE,
-            mapped_at_creation: false,
-        });
+        let buffer = self
+            .kernels
+            .device()
+            .create_buffer(&wgpu::BufferDescriptor {
+                label: Some(name),
+                size,
+                usage: wgpu::BufferUsages::STORAGE,
+                mapped_at_creation: false,
+            });
         settle(scopes, "allocating the workspace")?;
-        Ok(Bound { name, buffer, offset: 0, size })
+        Ok(Bound {
+            name,
+            buffer,
+            offset: 0,
+            size,
+        })
     }
 
     /// Adds a dispatch. Two bindings of one dispatch may share a buffer only if both read, or write disjoint ranges.
@@ -845,11 +1057,20 @@ impl<'a> Recorder<'a> {
     }
 
     /// Copies vectors of their own into a packed workspace; `absent` are the bits for those that are not there.
-    fn gather(&mut self, name: &'static str, vectors: [Option<Vector>; 3], absent: [u32; 3]) -> Result<Bound> {
+    fn gather(
+        &mut self,
+        name: &'static str,
+        vectors: [Option<Vector>; 3],
+        absent: [u32; 3],
+    ) -> Result<Bound> {
         let gathered = self.workspace(name, self.channels() * 12)?;
         let mut step = self.plan.per_channel(Kernel::Gather, 0);
         set_vectors(&mut step.params, &vectors);
-        [step.params.absent_0, step.params.absent_1, step.params.absent_2] = absent;
+        [
+            step.params.absent_0,
+            step.params.absent_1,
+            step.params.absent_2,
+        ] = absent;
         let mut bindings = vec![(Slot::Gathered, gathered.clone())];
         for (i, vector) in (0u8..).zip(vectors) {
             bindings.extend(vector.map(|v| (Slot::Source(i), v.range)));
@@ -862,10 +1083,21 @@ impl<'a> Recorder<'a> {
     /// write overlapping ranges.
     fn scatter(&mut self, packed: &Bound, vectors: [Option<Vector>; 3]) -> Result<()> {
         let buffers = || vectors.iter().flatten().map(|v| &v.range.buffer);
-        let shared = buffers().enumerate().any(|(i, a)| buffers().skip(i + 1).any(|b| a == b));
-        let rounds = if shared { vec![[true, false, false], [false, true, false], [false, false, true]] } else { vec![[true; 3]] };
+        let shared = buffers()
+            .enumerate()
+            .any(|(i, a)| buffers().skip(i + 1).any(|b| a == b));
+        let rounds = if shared {
+            vec![
+                [true, false, false],
+                [false, true, false],
+                [false, false, true],
+            ]
+        } else {
+            vec![[true; 3]]
+        };
         for round in rounds {
-            let chosen: [Option<Vector>; 3] = std::array::from_fn(|i| vectors[i].clone().filter(|_| round[i]));
+            let chosen: [Option<Vector>; 3] =
+                std::array::from_fn(|i| vectors[i].clone().filter(|_| round[i]));
             if chosen.iter().all(Option::is_none) {
                 continue;
             }
@@ -887,10 +1119,17 @@ impl<'a> Recorder<'a> {
         if affine.is_absent() {
             return Ok(None);
         }
-        let weight = affine.weight.map(|w| self.vector("weight", w, Access::Read)).transpose()?;
-        let bias = affine.bias.map(|b| self.vector("bias", b, Access::Read)).transpose()?;
+        let weight = affine
+            .weight
+            .map(|w| self.vector("weight", w, Access::Read))
+            .transpose()?;
+        let bias = affine
+            .bias
+            .map(|b| self.vector("bias", b, Access::Read))
+            .transpose()?;
         let absent = [1.0f32.to_bits(), 0, 0];
-        self.gather("affine", [weight, bias, None], absent).map(Some)
+        self.gather("affine", [weight, bias, None], absent)
+            .map(Some)
     }
 
     fn running(&mut self, running: Running<'_>, access: Access) -> Result<Bound> {
@@ -905,15 +1144,30 @@ impl<'a> Recorder<'a> {
         Ok(gathered)
     }
 
-    fn running_vectors(&mut self, running: Running<'_>, access: Access) -> Result<[Option<Vector>; 3]> {
-        let mean = running.mean.map(|m| self.vector("running_mean", m, access)).transpose()?;
-        let variance = running.variance.map(|v| self.vector("running_var", v, access)).transpose()?;
-        let batches = running.batches.map(|b| self.vector("num_batches_tracked", b, access)).transpose()?;
+    fn running_vectors(
+        &mut self,
+        running: Running<'_>,
+        access: Access,
+    ) -> Result<[Option<Vector>; 3]> {
+        let mean = running
+            .mean
+            .map(|m| self.vector("running_mean", m, access))
+            .transpose()?;
+        let variance = running
+            .variance
+            .map(|v| self.vector("running_var", v, access))
+            .transpose()?;
+        let batches = running
+            .batches
+            .map(|b| self.vector("num_batches_tracked", b, access))
+            .transpose()?;
         Ok([mean, variance, batches])
     }
 
     fn scatter_running(&mut self, running: Option<Running<'_>>) -> Result<()> {
-        let (Some(running), Some(gathered)) = (running, self.gathered_running.take()) else { return Ok(()) };
+        let (Some(running), Some(gathered)) = (running, self.gathered_running.take()) else {
+            return Ok(());
+        };
         // Checked when they were gathered; here they are only looked up.
         let arguments = std::mem::take(&mut self.arguments);
         let vectors = self.running_vectors(running, Access::Write)?;
@@ -931,7 +1185,10 @@ impl<'a> Recorder<'a> {
         saved: Option<BufferRange<'_>>,
     ) -> Result<()> {
         let mut flags = 0;
-        let mut bindings = vec![(Slot::Partials, partials), (Slot::Coefficients, coefficients.clone())];
+        let mut bindings = vec![
+            (Slot::Partials, partials),
+            (Slot::Coefficients, coefficients.clone()),
+        ];
         if let Some(affine) = self.affine(affine)? {
             flags |= flags::HAS_AFFINE;
             bindings.push((Slot::Affine, affine));
@@ -939,9 +1196,15 @@ impl<'a> Recorder<'a> {
         if let Some(running) = running {
             let cumulative = self.plan.problem().momentum == Momentum::Cumulative;
             if cumulative && running.packed.is_none() && running.batches.is_none() {
-                let problem = "cumulative momentum needs the number of batches, but none was given".to_owned();
-                let remedy = "give it with Running::batches(…), or use Running::packed(…)".to_owned();
-                return Err(Error::Argument { tensor: "num_batches_tracked", problem, remedy });
+                let problem = "cumulative momentum needs the number of batches, but none was given"
+                    .to_owned();
+                let remedy =
+                    "give it with Running::batches(…), or use Running::packed(…)".to_owned();
+                return Err(Error::Argument {
+                    tensor: "num_batches_tracked",
+                    problem,
+                    remedy,
+                });
             }
             flags |= flags::HAS_RUNNING;
             let running = self.running(running, Access::Write)?;
@@ -977,9 +1240,18 @@ impl<'a> Recorder<'a> {
         self.push(self.plan.per_channel(Kernel::Coefficients, flags), bindings)
     }
 
-    fn normalize(&mut self, input: Bound, residual: Option<Bound>, coefficients: Bound, output: Bound) -> Result<()> {
-        let mut bindings =
-            vec![(Slot::Input, input), (Slot::Coefficients, coefficients), (Slot::Output, output)];
+    fn normalize(
+        &mut self,
+        input: Bound,
+        residual: Option<Bound>,
+        coefficients: Bound,
+        output: Bound,
+    ) -> Result<()> {
+        let mut bindings = vec![
+            (Slot::Input, input),
+            (Slot::Coefficients, coefficients),
+            (Slot::Output, output),
+        ];
         bindings.extend(residual.map(|r| (Slot::Residual, r)));
         self.push(self.plan.flat(Kernel::Normalize), bindings)
     }
@@ -989,8 +1261,18 @@ impl<'a> Recorder<'a> {
         let grad_output = self.tensor("grad_output", args.grad_output, Access::Read)?;
         let residual = self.residual_of_gradient(args.residual)?;
         let coefficients = self.workspace("coefficients", 2 * self.plan.coefficients_bytes())?;
-        self.coefficients(args.statistics, args.affine, &coefficients, flags::FOR_BACKWARD)?;
-        Ok(BackwardBound { input, grad_output, residual, coefficients })
+        self.coefficients(
+            args.statistics,
+            args.affine,
+            &coefficients,
+            flags::FOR_BACKWARD,
+        )?;
+        Ok(BackwardBound {
+            input,
+            grad_output,
+            residual,
+            coefficients,
+        })
     }
 
     fn backward_reduce(&mut self, args: &BackwardBound) -> Result<Bound> {
@@ -1043,12 +1325,22 @@ impl<'a> Recorder<'a> {
             (false, None) => None,
             (needed, _) => {
                 let (problem, remedy) = if needed {
-                    ("a residual with an activation has a gradient of its own", "give a buffer with .grad_residual(…)")
+                    (
+                        "a residual with an activation has a gradient of its own",
+                        "give a buffer with .grad_residual(…)",
+                    )
                 } else {
-                    ("without a residual and an activation nothing is written there", "use grad_output as it is")
+                    (
+                        "without a residual and an activation nothing is written there",
+                        "use grad_output as it is",
+                    )
                 };
                 let (problem, remedy) = (problem.to_owned(), remedy.to_owned());
-                return Err(Error::Argument { tensor: "grad_residual", problem, remedy });
+                return Err(Error::Argument {
+                    tensor: "grad_residual",
+                    problem,
+                    remedy,
+                });
             }
         };
         let grad_input = self.tensor("grad_input", args.grad_input, Access::Write)?;
@@ -1063,8 +1355,16 @@ impl<'a> Recorder<'a> {
         self.push(self.plan.flat(Kernel::BackwardApply), bindings)?;
 
         if let (Some(grads), None) = (grads, args.grad_affine.packed) {
-            let weight = args.grad_affine.weight.map(|w| self.vector("grad_weight", w, Access::Write)).transpose()?;
-            let bias = args.grad_affine.bias.map(|b| self.vector("grad_bias", b, Access::Write)).transpose()?;
+            let weight = args
+                .grad_affine
+                .weight
+                .map(|w| self.vector("grad_weight", w, Access::Write))
+                .transpose()?;
+            let bias = args
+                .grad_affine
+                .bias
+                .map(|b| self.vector("grad_bias", b, Access::Write))
+                .transpose()?;
             self.scatter(&grads, [weight, bias, None])?;
         }
         Ok(())
@@ -1075,7 +1375,8 @@ impl<'a> Recorder<'a> {
     fn finish(self, label: &'static str) -> Result<Operation> {
         let device = self.kernels.device();
         let scopes = ErrorScopes::push(device);
-        let stride = u64::from(device.limits().min_uniform_buffer_offset_alignment).max(size_of::<Params>() as u64);
+        let stride = u64::from(device.limits().min_uniform_buffer_offset_alignment)
+            .max(size_of::<Params>() as u64);
         let uniforms = device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("batchnorm parameters"),
             size: stride * self.steps.len() as u64,
@@ -1087,7 +1388,12 @@ impl<'a> Recorder<'a> {
             let start = i as u64 * stride;
             match uniforms.get_mapped_range_mut(start..start + size_of::<Params>() as u64) {
                 Ok(mut range) => range.copy_from_slice(bytemuck::bytes_of(&step.params)),
-                Err(error) => mapped = Err(Error::Device { action: "writing parameters", message: error.to_string() }),
+                Err(error) => {
+                    mapped = Err(Error::Device {
+                        action: "writing parameters",
+                        message: error.to_string(),
+                    })
+                }
             }
         }
         uniforms.unmap();
@@ -1101,7 +1407,10 @@ impl<'a> Recorder<'a> {
                 offset: i as u64 * stride,
                 size: wgpu::BufferSize::new(size_of::<Params>() as u64),
             };
-            let mut entries = vec![wgpu::BindGroupEntry { binding: 0, resource: wgpu::BindingResource::Buffer(parameters) }];
+            let mut entries = vec![wgpu::BindGroupEntry {
+                binding: 0,
+                resource: wgpu::BindingResource::Buffer(parameters),
+            }];
             for binding in step.key.kernel.entry().bindings {
                 let bound = bindings.iter().find(|(slot, _)| *slot == binding.slot);
                 let range = match bound {
@@ -1122,18 +1431,28 @@ impl<'a> Recorder<'a> {
                 layout: &pipeline.layout,
                 entries: &entries,
             });
-            Ok(Dispatch { pipeline, bind_group, grid: step.grid })
+            Ok(Dispatch {
+                pipeline,
+                bind_group,
+                grid: step.grid,
+            })
         });
         let dispatches = dispatches.collect::<Result<Vec<_>>>();
         settle(scopes, "binding an operation")?;
         mapped?;
-        Ok(Operation { label, dispatches: dispatches? })
+        Ok(Operation {
+            label,
+            dispatches: dispatches?,
+        })
     }
 }
 
 fn set_vectors(params: &mut Params, vectors: &[Option<Vector>; 3]) {
     let start = |i: usize| vectors[i].as_ref().map_or(0, |v: &Vector| v.start);
-    params.present = (0..3).filter(|&i| vectors[i].is_some()).map(|i| 1 << i).sum();
+    params.present = (0..3)
+        .filter(|&i| vectors[i].is_some())
+        .map(|i| 1 << i)
+        .sum();
     [params.start_0, params.start_1, params.start_2] = [start(0), start(1), start(2)];
 }
 

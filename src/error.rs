@@ -6,13 +6,17 @@
 #[non_exhaustive]
 pub enum Error {
     /// A dimension is zero.
-    #[error("the tensor is empty: shape [outer, channels, inner] = {shape:?} has a zero; give at least one value per channel")]
+    #[error(
+        "the tensor is empty: shape [outer, channels, inner] = {shape:?} has a zero; give at least one value per channel"
+    )]
     EmptyTensor {
         /// `[outer, channels, inner]`.
         shape: [usize; 3],
     },
     /// The tensor has more elements than the kernels can index.
-    #[error("the tensor has {elements} elements, over the {limit} that one operation can index; split it along its outer dimension")]
+    #[error(
+        "the tensor has {elements} elements, over the {limit} that one operation can index; split it along its outer dimension"
+    )]
     TooManyElements {
         /// Elements of the tensor.
         elements: u128,
@@ -28,7 +32,9 @@ pub enum Error {
         shape: Vec<usize>,
     },
     /// A training operation was asked for on one value per channel, which has no variance.
-    #[error("training needs at least two values per channel, but shape [outer, channels, inner] = {shape:?} has one; use a larger batch, or inference")]
+    #[error(
+        "training needs at least two values per channel, but shape [outer, channels, inner] = {shape:?} has one; use a larger batch, or inference"
+    )]
     OneValuePerChannel {
         /// `[outer, channels, inner]`.
         shape: [usize; 3],
@@ -100,7 +106,9 @@ pub enum Error {
         missing: &'static str,
     },
     /// An offset is not aligned as the device needs it.
-    #[error("{tensor}: offset {offset} is not a multiple of {alignment} (min_storage_buffer_offset_alignment); move the tensor to such an offset")]
+    #[error(
+        "{tensor}: offset {offset} is not a multiple of {alignment} (min_storage_buffer_offset_alignment); move the tensor to such an offset"
+    )]
     BufferAlignment {
         /// The tensor's name.
         tensor: &'static str,

@@ -42,11 +42,21 @@ pub(crate) struct Binding {
 }
 
 const fn reads(number: u32, name: &'static str, slot: Slot) -> Binding {
-    Binding { number, name, slot, writes: false }
+    Binding {
+        number,
+        name,
+        slot,
+        writes: false,
+    }
 }
 
 const fn writes(number: u32, name: &'static str, slot: Slot) -> Binding {
-    Binding { number, name, slot, writes: true }
+    Binding {
+        number,
+        name,
+        slot,
+        writes: true,
+    }
 }
 
 /// The kernels, by entry point.
@@ -114,7 +124,10 @@ macro_rules! shader {
 /// What is put before every file.
 pub(crate) const PRELUDE: &str = shader!("prelude");
 
-const REDUCE: &[Binding] = &[reads(1, "input", Slot::Input), writes(2, "partials", Slot::Partials)];
+const REDUCE: &[Binding] = &[
+    reads(1, "input", Slot::Input),
+    writes(2, "partials", Slot::Partials),
+];
 const FINALIZE: &[Binding] = &[
     reads(1, "partials", Slot::Partials),
     reads(2, "affine", Slot::Affine),
@@ -122,7 +135,10 @@ const FINALIZE: &[Binding] = &[
     writes(4, "saved", Slot::Saved),
     writes(5, "coefficients", Slot::Coefficients),
 ];
-const COMBINE: &[Binding] = &[reads(1, "partials", Slot::Partials), writes(5, "coefficients", Slot::Coefficients)];
+const COMBINE: &[Binding] = &[
+    reads(1, "partials", Slot::Partials),
+    writes(5, "coefficients", Slot::Coefficients),
+];
 const COEFFICIENTS: &[Binding] = &[
     reads(2, "affine", Slot::Affine),
     writes(5, "coefficients", Slot::Coefficients),
@@ -141,7 +157,10 @@ const BACKWARD_REDUCE: &[Binding] = &[
     reads(4, "coefficients", Slot::Coefficients),
     writes(5, "partials", Slot::Partials),
 ];
-const BACKWARD_COMBINE: &[Binding] = &[reads(1, "partials", Slot::Partials), writes(4, "sums", Slot::Sums)];
+const BACKWARD_COMBINE: &[Binding] = &[
+    reads(1, "partials", Slot::Partials),
+    writes(4, "sums", Slot::Sums),
+];
 const BACKWARD_FINALIZE: &[Binding] = &[
     reads(1, "partials", Slot::Partials),
     writes(2, "coefficients", Slot::Coefficients),
@@ -167,8 +186,10 @@ const SCATTER: &[Binding] = &[
     writes(7, "target_1", Slot::Target(1)),
     writes(8, "target_2", Slot::Target(2)),
 ];
-const PROBE: &[Binding] =
-    &[reads(1, "operands", Slot::Operands), writes(2, "remainders", Slot::Remainders)];
+const PROBE: &[Binding] = &[
+    reads(1, "operands", Slot::Operands),
+    writes(2, "remainders", Slot::Remainders),
+];
 
 macro_rules! entry {
     ($kernel:ident, $file:literal, $entry:literal, $bindings:expr, $overrides:expr) => {
@@ -189,13 +210,55 @@ pub(crate) static TABLE: [Entry; 14] = [
     entry!(ReduceColumns, "reduce", "reduce_columns", REDUCE, &[]),
     entry!(Combine, "finalize", "combine", COMBINE, &[]),
     entry!(Finalize, "finalize", "finalize", FINALIZE, &[]),
-    entry!(Coefficients, "finalize", "coefficients_only", COEFFICIENTS, &[]),
-    entry!(Normalize, "normalize", "normalize", NORMALIZE, &[ACTIVATION, RESIDUAL, LOOKUP]),
-    entry!(BackwardReducePlanar, "backward_reduce", "backward_reduce_planar", BACKWARD_REDUCE, &[ACTIVATION, RESIDUAL]),
-    entry!(BackwardReduceColumns, "backward_reduce", "backward_reduce_columns", BACKWARD_REDUCE, &[ACTIVATION, RESIDUAL]),
-    entry!(BackwardCombine, "backward_finalize", "backward_combine", BACKWARD_COMBINE, &[]),
-    entry!(BackwardFinalize, "backward_finalize", "backward_finalize", BACKWARD_FINALIZE, &[]),
-    entry!(BackwardApply, "backward_apply", "backward_apply", BACKWARD_APPLY, &[ACTIVATION, RESIDUAL, LOOKUP]),
+    entry!(
+        Coefficients,
+        "finalize",
+        "coefficients_only",
+        COEFFICIENTS,
+        &[]
+    ),
+    entry!(
+        Normalize,
+        "normalize",
+        "normalize",
+        NORMALIZE,
+        &[ACTIVATION, RESIDUAL, LOOKUP]
+    ),
+    entry!(
+        BackwardReducePlanar,
+        "backward_reduce",
+        "backward_reduce_planar",
+        BACKWARD_REDUCE,
+        &[ACTIVATION, RESIDUAL]
+    ),
+    entry!(
+        BackwardReduceColumns,
+        "backward_reduce",
+        "backward_reduce_columns",
+        BACKWARD_REDUCE,
+        &[ACTIVATION, RESIDUAL]
+    ),
+    entry!(
+        BackwardCombine,
+        "backward_finalize",
+        "backward_combine",
+        BACKWARD_COMBINE,
+        &[]
+    ),
+    entry!(
+        BackwardFinalize,
+        "backward_finalize",
+        "backward_finalize",
+        BACKWARD_FINALIZE,
+        &[]
+    ),
+    entry!(
+        BackwardApply,
+        "backward_apply",
+        "backward_apply",
+        BACKWARD_APPLY,
+        &[ACTIVATION, RESIDUAL, LOOKUP]
+    ),
     entry!(Gather, "pack", "gather", GATHER, &[]),
     entry!(Scatter, "pack", "scatter", SCATTER, &[]),
     entry!(Probe, "probe", "probe", PROBE, &[]),
@@ -252,9 +315,17 @@ impl PipelineKey {
             kernel,
             elements,
             workgroup,
-            activation: if uses(ACTIVATION) { activation.code() } else { 0 },
+            activation: if uses(ACTIVATION) {
+                activation.code()
+            } else {
+                0
+            },
             residual: uses(RESIDUAL) && residual,
-            lookup: if uses(LOOKUP) { lookup } else { ChannelLookup::SameChannel },
+            lookup: if uses(LOOKUP) {
+                lookup
+            } else {
+                ChannelLookup::SameChannel
+            },
         }
     }
 
@@ -304,7 +375,9 @@ pub struct Kernels {
 
 impl std::fmt::Debug for Kernels {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Kernels").field("caps", &self.shared.caps).finish_non_exhaustive()
+        f.debug_struct("Kernels")
+            .field("caps", &self.shared.caps)
+            .finish_non_exhaustive()
     }
 }
 
@@ -325,7 +398,10 @@ impl Kernels {
     ///
     /// # Errors
     /// As [`Kernels::new`].
-    pub fn with_pipeline_cache(device: &wgpu::Device, cache: Option<wgpu::PipelineCache>) -> Result<Self> {
+    pub fn with_pipeline_cache(
+        device: &wgpu::Device,
+        cache: Option<wgpu::PipelineCache>,
+    ) -> Result<Self> {
         let caps = Caps::of(device)?;
         let placeholder = || {
             device.create_buffer(&wgpu::BufferDescriptor {
@@ -337,7 +413,15 @@ impl Kernels {
         };
         let placeholders = [placeholder(), placeholder()];
         let pipelines = Mutex::new(HashMap::new());
-        Ok(Kernels { shared: Arc::new(Shared { device: device.clone(), caps, cache, pipelines, placeholders }) })
+        Ok(Kernels {
+            shared: Arc::new(Shared {
+                device: device.clone(),
+                caps,
+                cache,
+                pipelines,
+                placeholders,
+            }),
+        })
     }
 
     /// What the planner knows of this device.
@@ -350,7 +434,10 @@ impl Kernels {
     /// # Errors
     /// [`Error::Device`] where the driver refuses a pipeline.
     pub async fn prepare_async(&self, plan: &Plan) -> Result<Prepared> {
-        let missing = plan.pipelines().into_iter().filter(|&key| self.cached(key).is_none());
+        let missing = plan
+            .pipelines()
+            .into_iter()
+            .filter(|&key| self.cached(key).is_none());
         for key in missing {
             let scopes = ErrorScopes::push(&self.shared.device);
             let pipeline = self.compile(key);
@@ -375,7 +462,11 @@ impl Kernels {
         return self.prepare(plan);
         #[cfg(target_family = "wasm")]
         {
-            for key in plan.pipelines().into_iter().filter(|&key| self.cached(key).is_none()) {
+            for key in plan
+                .pipelines()
+                .into_iter()
+                .filter(|&key| self.cached(key).is_none())
+            {
                 self.remember(key, self.compile(key));
             }
             Ok(Prepared::new(self.clone(), plan.clone()))
@@ -396,16 +487,25 @@ impl Kernels {
     }
 
     pub(crate) fn cached(&self, key: PipelineKey) -> Option<Arc<Pipeline>> {
-        self.shared.pipelines.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned()
+        self.shared
+            .pipelines
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&key)
+            .cloned()
     }
 
     fn remember(&self, key: PipelineKey, pipeline: Pipeline) {
-        let mut pipelines = self.shared.pipelines.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pipelines = self
+            .shared
+            .pipelines
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         // Two threads may have compiled the same; the first stays.
         pipelines.entry(key).or_insert_with(|| Arc::new(pipeline));
     }
 
-    fn compile(&self, key: PipelineKey) -> Pipeline {
+    pub(crate) fn compile(&self, key: PipelineKey) -> Pipeline {
         let device = &self.shared.device;
         let entry = key.kernel.entry();
         let label = Some(entry.entry_point);
@@ -442,11 +542,24 @@ fn layout_entries(entry: &Entry) -> Vec<wgpu::BindGroupLayoutEntry> {
     let buffer = |binding, ty| wgpu::BindGroupLayoutEntry {
         binding,
         visibility: wgpu::ShaderStages::COMPUTE,
-        ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None },
+        ty: wgpu::BindingType::Buffer {
+            ty,
+            has_dynamic_offset: false,
+            min_binding_size: None,
+        },
         count: None,
     };
-    let storage = |b: &Binding| buffer(b.number, wgpu::BufferBindingType::Storage { read_only: !b.writes });
-    std::iter::once(buffer(0, wgpu::BufferBindingType::Uniform)).chain(entry.bindings.iter().map(storage)).collect()
+    let storage = |b: &Binding| {
+        buffer(
+            b.number,
+            wgpu::BufferBindingType::Storage {
+                read_only: !b.writes,
+            },
+        )
+    };
+    std::iter::once(buffer(0, wgpu::BufferBindingType::Uniform))
+        .chain(entry.bindings.iter().map(storage))
+        .collect()
 }
 
 /// Catches what wgpu would otherwise report to the device's uncaptured-error handler.
@@ -472,11 +585,16 @@ impl ErrorScopes {
         let out_of_memory = self.out_of_memory.pop();
         let validation = self.validation.pop();
         async move {
-            let (internal, out_of_memory, validation) = (internal.await, out_of_memory.await, validation.await);
+            let (internal, out_of_memory, validation) =
+                (internal.await, out_of_memory.await, validation.await);
             match out_of_memory.or(validation).or(internal) {
                 None => Ok(()),
                 Some(error) => {
-                    let message = error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+                    let message = error
+                        .to_string()
+                        .split_whitespace()
+                        .collect::<Vec<_>>()
+                        .join(" ");
                     Err(Error::Device { action, message })
                 }
             }

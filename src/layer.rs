@@ -1,7 +1,8 @@
 //! `BatchNorm`: a layer that owns its parameters and statistics on the device.
 
 use crate::{
-    Backward, BufferRange, Error, ForwardTraining, Inference, Kernels, Operation, Plan, Prepared, Problem, Result,
+    Backward, BufferRange, Error, ForwardTraining, Inference, Kernels, Operation, Plan, Prepared,
+    Problem, Result,
 };
 
 /// A batch norm layer: weight, bias, their gradients, running and saved statistics live on the device, packed so that
@@ -36,7 +37,12 @@ pub struct Batch<'a> {
 impl<'a> Batch<'a> {
     /// A batch without a residual.
     pub fn new(outer: usize, inner: usize, input: impl Into<BufferRange<'a>>) -> Self {
-        Batch { outer, inner, input: input.into(), residual: None }
+        Batch {
+            outer,
+            inner,
+            input: input.into(),
+            residual: None,
+        }
     }
 
     /// Adds the residual.
@@ -60,7 +66,9 @@ impl BatchNorm {
             kernels.device().create_buffer(&wgpu::BufferDescriptor {
                 label: Some(label),
                 size: rows * channels as u64 * 4,
-                usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
+                usage: wgpu::BufferUsages::STORAGE
+                    | wgpu::BufferUsages::COPY_SRC
+                    | wgpu::BufferUsages::COPY_DST,
                 mapped_at_creation: rows < 4,
             })
         };
@@ -77,7 +85,14 @@ impl BatchNorm {
         }
         crate::encode::settle(scopes, "allocating a layer")?;
         filled?;
-        Ok(BatchNorm { kernels: kernels.clone(), problem: problem.clone(), affine, running, saved, grad_affine })
+        Ok(BatchNorm {
+            kernels: kernels.clone(),
+            problem: problem.clone(),
+            affine,
+            running,
+            saved,
+            grad_affine,
+        })
     }
 
     /// Weight and bias, `[2, C]` f32.
@@ -112,35 +127,67 @@ impl BatchNorm {
     ///
     /// # Errors
     /// [`Error::Shape`] where a vector has another length.
-    pub fn set_running(&self, queue: &wgpu::Queue, mean: &[f32], variance: &[f32], batches: u32) -> Result<()> {
+    pub fn set_running(
+        &self,
+        queue: &wgpu::Queue,
+        mean: &[f32],
+        variance: &[f32],
+        batches: u32,
+    ) -> Result<()> {
         let batches = vec![f32::from_bits(batches); self.problem.channels];
-        let vectors = [("running_mean", mean), ("running_var", variance), ("num_batches_tracked", &batches[..])];
+        let vectors = [
+            ("running_mean", mean),
+            ("running_var", variance),
+            ("num_batches_tracked", &batches[..]),
+        ];
         self.set(queue, &self.running, &vectors)
     }
 
-    fn set(&self, queue: &wgpu::Queue, buffer: &wgpu::Buffer, vectors: &[(&'static str, &[f32])]) -> Result<()> {
+    fn set(
+        &self,
+        queue: &wgpu::Queue,
+        buffer: &wgpu::Buffer,
+        vectors: &[(&'static str, &[f32])],
+    ) -> Result<()> {
         let channels = self.problem.channels;
         for &(tensor, vector) in vectors {
             if vector.len() != channels {
-                return Err(Error::Shape { tensor, given: vec![vector.len()], expected: vec![channels] });
+                return Err(Error::Shape {
+                    tensor,
+                    given: vec![vector.len()],
+                    expected: vec![channels],
+                });
             }
         }
         for (i, (_, vector)) in vectors.iter().enumerate() {
-            queue.write_buffer(buffer, (i * channels * 4) as u64, bytemuck::cast_slice(vector));
+            queue.write_buffer(
+                buffer,
+                (i * channels * 4) as u64,
+                bytemuck::cast_slice(vector),
+            );
         }
         Ok(())
     }
 
     fn prepare(&self, batch: &Batch<'_>) -> Result<Prepared> {
-        let problem = Problem { outer: batch.outer, inner: batch.inner, ..self.problem.clone() };
-        self.kernels.prepare_now(&Plan::new(&problem, self.kernels.caps())?)
+        let problem = Problem {
+            outer: batch.outer,
+            inner: batch.inner,
+            ..self.problem.clone()
+        };
+        self.kernels
+            .prepare_now(&Plan::new(&problem, self.kernels.caps())?)
     }
 
     /// Binds a training forward pass, to be encoded again and again.
     ///
     /// # Errors
     /// As [`Plan::new`] and [`Prepared::bind_forward_training`].
-    pub fn bind_training<'a>(&self, batch: &Batch<'a>, output: impl Into<BufferRange<'a>>) -> Result<Operation> {
+    pub fn bind_training<'a>(
+        &self,
+        batch: &Batch<'a>,
+        output: impl Into<BufferRange<'a>>,
+    ) -> Result<Operation> {
         let mut args = ForwardTraining::new(batch.input, output)
             .affine_packed(&self.affine)
             .running(&self.running)
@@ -155,7 +202,11 @@ impl BatchNorm {
     ///
     /// # Errors
     /// As [`Plan::new`] and [`Prepared::bind_inference`].
-    pub fn bind_inference<'a>(&self, batch: &Batch<'a>, output: impl Into<BufferRange<'a>>) -> Result<Operation> {
+    pub fn bind_inference<'a>(
+        &self,
+        batch: &Batch<'a>,
+        output: impl Into<BufferRange<'a>>,
+    ) -> Result<Operation> {
         let (input, output): (BufferRange<'_>, BufferRange<'_>) = (batch.input, output.into());
         let mut args = Inference::new(input, &self.running, output).affine_packed(&self.affine);
         if let Some(residual) = batch.residual {
@@ -176,7 +227,8 @@ impl BatchNorm {
         grad_input: impl Into<BufferRange<'a>>,
         grad_residual: Option<BufferRange<'a>>,
     ) -> Result<Operation> {
-        let (grad_output, grad_input): (BufferRange<'_>, BufferRange<'_>) = (grad_output.into(), grad_input.into());
+        let (grad_output, grad_input): (BufferRange<'_>, BufferRange<'_>) =
+            (grad_output.into(), grad_input.into());
         let mut args = Backward::new(batch.input, &self.saved, grad_output, grad_input)
             .affine_packed(&self.affine)
             .grad_affine_packed(&self.grad_affine);
@@ -215,7 +267,8 @@ impl BatchNorm {
         grad_input: impl Into<BufferRange<'a>>,
         grad_residual: Option<BufferRange<'a>>,
     ) -> Result<()> {
-        self.bind_backward(batch, grad_output, grad_input, grad_residual)?.encode(encoder);
+        self.bind_backward(batch, grad_output, grad_input, grad_residual)?
+            .encode(encoder);
         Ok(())
     }
 }
@@ -226,7 +279,12 @@ fn fill(buffer: &wgpu::Buffer, offset: u64, values: &[f32]) -> Result<()> {
     let start = offset & !7;
     let mut range = buffer
         .get_mapped_range_mut(start..offset + bytes.len() as u64)
-        .map_err(|error| Error::Device { action: "initialising a layer", message: error.to_string() })?;
-    range.slice((offset - start) as usize..).copy_from_slice(bytes);
+        .map_err(|error| Error::Device {
+            action: "initialising a layer",
+            message: error.to_string(),
+        })?;
+    range
+        .slice((offset - start) as usize..)
+        .copy_from_slice(bytes);
     Ok(())
 }

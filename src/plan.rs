@@ -47,27 +47,57 @@ impl Caps {
     pub fn from_limits(limits: &wgpu::Limits, device_type: wgpu::DeviceType) -> Self {
         Caps {
             device_type,
-            max_workgroup_size: limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x),
+            max_workgroup_size: limits
+                .max_compute_invocations_per_workgroup
+                .min(limits.max_compute_workgroup_size_x),
             max_workgroups_per_dimension: limits.max_compute_workgroups_per_dimension,
-            max_binding_size: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size),
+            max_binding_size: limits
+                .max_storage_buffer_binding_size
+                .min(limits.max_buffer_size),
             max_storage_buffers: limits.max_storage_buffers_per_shader_stage,
             max_workgroup_storage: limits.max_compute_workgroup_storage_size,
             offset_alignment: limits.min_storage_buffer_offset_alignment,
         }
     }
 
-    fn require(&self) -> Result<()> {
+    /// Whether a device with these capabilities runs the kernels at all.
+    ///
+    /// # Errors
+    /// [`Error::Limit`] for the limit that is too low.
+    pub fn require(&self) -> Result<()> {
         let at_least = |needed: u64, limit: u64, name: &'static str| {
             if limit >= needed {
                 return Ok(());
             }
             let remedy = "request the device with this limit raised, or use another adapter".into();
-            Err(Error::Limit { what: "batch norm".into(), needed, limit, name, remedy })
+            Err(Error::Limit {
+                what: "batch norm".into(),
+                needed,
+                limit,
+                name,
+                remedy,
+            })
         };
-        at_least(6, self.max_storage_buffers.into(), "max_storage_buffers_per_shader_stage")?;
-        at_least(32, self.max_workgroup_size.into(), "max_compute_invocations_per_workgroup")?;
-        at_least(32 * SCRATCH_PER_LANE, self.max_workgroup_storage.into(), "max_compute_workgroup_storage_size")?;
-        at_least(256, self.max_workgroups_per_dimension.into(), "max_compute_workgroups_per_dimension")
+        at_least(
+            6,
+            self.max_storage_buffers.into(),
+            "max_storage_buffers_per_shader_stage",
+        )?;
+        at_least(
+            32,
+            self.max_workgroup_size.into(),
+            "max_compute_invocations_per_workgroup",
+        )?;
+        at_least(
+            32 * SCRATCH_PER_LANE,
+            self.max_workgroup_storage.into(),
+            "max_compute_workgroup_storage_size",
+        )?;
+        at_least(
+            256,
+            self.max_workgroups_per_dimension.into(),
+            "max_compute_workgroups_per_dimension",
+        )
     }
 
     fn is_cpu(&self) -> bool {
@@ -291,7 +321,10 @@ impl Plan {
         caps.require()?;
         if let Some(strategy @ (Strategy::Resident | Strategy::Streaming)) = choices.strategy {
             let what = format!("the {strategy} strategy, which has no kernels in this version");
-            return Err(Error::Unsupported { what, remedy: "use split, or leave the choice to the planner".into() });
+            return Err(Error::Unsupported {
+                what,
+                remedy: "use split, or leave the choice to the planner".into(),
+            });
         }
         let bytes = problem.elements() * 4;
         if bytes > caps.max_binding_size {
@@ -303,22 +336,37 @@ impl Plan {
                 remedy: "request a device with these limits raised, or split the tensor along its outer dimension".into(),
             });
         }
-        for (name, lanes) in [("reduce", choices.reduce_workgroup), ("flat", choices.flat_workgroup)] {
+        for (name, lanes) in [
+            ("reduce", choices.reduce_workgroup),
+            ("flat", choices.flat_workgroup),
+        ] {
             if let Some(lanes) = lanes
                 && (!lanes.is_power_of_two() || caps.workgroup(lanes) != lanes)
             {
                 let most = caps.workgroup(u32::MAX);
                 let what = format!("{name} workgroups of {lanes} lanes");
-                return Err(Error::Unsupported { what, remedy: format!("use a power of two from 1 to {most}") });
+                return Err(Error::Unsupported {
+                    what,
+                    remedy: format!("use a power of two from 1 to {most}"),
+                });
             }
         }
 
-        let Problem { outer, channels, inner, .. } = *problem;
+        let Problem {
+            outer,
+            channels,
+            inner,
+            ..
+        } = *problem;
         let (walk, why) = match choices.walk {
             Some(walk) => (walk, "forced".to_owned()),
             None => choose_walk(outer as u64, inner as u64),
         };
-        let elements = if problem.elements().is_multiple_of(4) { Elements::F32x4 } else { Elements::F32x1 };
+        let elements = if problem.elements().is_multiple_of(4) {
+            Elements::F32x4
+        } else {
+            Elements::F32x1
+        };
         let lookup = match inner {
             1 if channels >= 4 => ChannelLookup::ChannelsLast,
             1..4 => ChannelLookup::Any,
@@ -328,8 +376,14 @@ impl Plan {
         // Software adapters run a workgroup on one core, 8 lanes at a time, and pay for barriers; a GPU hides latency
         // by lanes in flight.
         let cpu = caps.is_cpu();
-        let reduce_workgroup = choices.reduce_workgroup.unwrap_or(caps.workgroup(if cpu { 8 } else { 256 }));
-        let flat_workgroup = choices.flat_workgroup.unwrap_or(caps.workgroup(if cpu { 64 } else { 256 }));
+        let reduce_workgroup =
+            choices
+                .reduce_workgroup
+                .unwrap_or(caps.workgroup(if cpu { 8 } else { 256 }));
+        let flat_workgroup =
+            choices
+                .flat_workgroup
+                .unwrap_or(caps.workgroup(if cpu { 64 } else { 256 }));
         let merge_workgroup = caps.workgroup(if cpu { 8 } else { 64 });
         let mut plan = Plan {
             problem: problem.clone(),
@@ -381,7 +435,11 @@ impl Plan {
             Momentum::NewWeight(w) => ((1.0 - w) as f32, w as f32, 0),
             Momentum::Cumulative => (0.0, 0.0, flags::CUMULATIVE),
         };
-        let unbiased = if p.running_variance == RunningVariance::Unbiased { flags::UNBIASED } else { 0 };
+        let unbiased = if p.running_variance == RunningVariance::Unbiased {
+            flags::UNBIASED
+        } else {
+            0
+        };
         // `Problem::validate` bounds the elements, and with them every product of dimensions, by 2³¹.
         Params {
             elements: p.elements() as u32,
@@ -408,10 +466,18 @@ impl Plan {
         let channels = self.problem.channels as u64;
         let lanes = u64::from(self.reduce_workgroup);
         // A row of `inner` elements that starts at any alignment touches at most this many aligned vectors.
-        let row_vectors = if inner.is_multiple_of(4) { inner / 4 } else { (inner + 6) / 4 };
+        let row_vectors = if inner.is_multiple_of(4) {
+            inner / 4
+        } else {
+            (inner + 6) / 4
+        };
         let total = outer * row_vectors;
         // Eight vectors a lane at least, so that what a piece costs besides its reads does not show.
-        let wanted = self.enough_workgroups().div_ceil(channels).min(total.div_ceil(8 * lanes)).clamp(1, ceiling);
+        let wanted = self
+            .enough_workgroups()
+            .div_ceil(channels)
+            .min(total.div_ceil(8 * lanes))
+            .clamp(1, ceiling);
         let piece_length = total.div_ceil(wanted).next_multiple_of(lanes);
         let pieces = total.div_ceil(piece_length);
         self.reduce_workgroups = pieces * channels;
@@ -443,7 +509,11 @@ impl Plan {
         let tile = row_vectors.next_power_of_two().min(16).min(lanes);
         let tiles = row_vectors.div_ceil(tile);
         let lane_rows = lanes / tile;
-        let wanted = self.enough_workgroups().div_ceil(tiles).min(rows.div_ceil(8 * lane_rows)).clamp(1, ceiling);
+        let wanted = self
+            .enough_workgroups()
+            .div_ceil(tiles)
+            .min(rows.div_ceil(8 * lane_rows))
+            .clamp(1, ceiling);
         let piece_length = rows.div_ceil(wanted).next_multiple_of(lane_rows);
         let pieces = rows.div_ceil(piece_length);
         self.reduce_workgroups = pieces * tiles;
@@ -459,9 +529,13 @@ impl Plan {
     }
 
     fn cut_flat(&mut self, workgroups: Option<u32>) {
-        let most = workgroups.unwrap_or(if self.caps.is_cpu() { 512 } else { 4096 }).max(1);
+        let most = workgroups
+            .unwrap_or(if self.caps.is_cpu() { 512 } else { 4096 })
+            .max(1);
         let lanes = u64::from(self.flat_workgroup);
-        self.flat_workgroups = u64::from(self.params.vectors).div_ceil(lanes).min(most.into());
+        self.flat_workgroups = u64::from(self.params.vectors)
+            .div_ceil(lanes)
+            .min(most.into());
         let stride = self.flat_workgroups * lanes;
         let inner = self.problem.inner as u64;
         self.params.stride = stride as u32;
@@ -484,7 +558,11 @@ impl Plan {
     }
 
     fn step(&self, kernel: Kernel, workgroup: u32, workgroups: u64, params: Params) -> Step {
-        let Problem { activation, residual, .. } = self.problem;
+        let Problem {
+            activation,
+            residual,
+            ..
+        } = self.problem;
         // Only tensors come in elements; the kernels on per-channel data need no second version.
         let reads_tensor = !matches!(
             kernel,
@@ -497,13 +575,27 @@ impl Plan {
                 | Kernel::Scatter
                 | Kernel::Probe
         );
-        let elements = if reads_tensor { self.elements } else { Elements::F32x4 };
+        let elements = if reads_tensor {
+            self.elements
+        } else {
+            Elements::F32x4
+        };
         // A residual changes a gradient only through an activation.
         let residual = residual && (kernel == Kernel::Normalize || activation != Activation::None);
         Step {
-            key: PipelineKey::new(kernel, elements, workgroup, activation, residual, self.lookup),
+            key: PipelineKey::new(
+                kernel,
+                elements,
+                workgroup,
+                activation,
+                residual,
+                self.lookup,
+            ),
             grid: grid(workgroups, self.caps.max_workgroups_per_dimension),
-            params: Params { workgroups: workgroups as u32, ..params },
+            params: Params {
+                workgroups: workgroups as u32,
+                ..params
+            },
         }
     }
 
@@ -512,7 +604,12 @@ impl Plan {
             Walk::Planar => Kernel::ReducePlanar,
             Walk::Columns => Kernel::ReduceColumns,
         };
-        self.step(kernel, self.reduce_workgroup, self.reduce_workgroups, self.params)
+        self.step(
+            kernel,
+            self.reduce_workgroup,
+            self.reduce_workgroups,
+            self.params,
+        )
     }
 
     pub(crate) fn backward_reduce(&self) -> Step {
@@ -520,18 +617,27 @@ impl Plan {
             Walk::Planar => Kernel::BackwardReducePlanar,
             Walk::Columns => Kernel::BackwardReduceColumns,
         };
-        self.step(kernel, self.reduce_workgroup, self.reduce_workgroups, self.params)
+        self.step(
+            kernel,
+            self.reduce_workgroup,
+            self.reduce_workgroups,
+            self.params,
+        )
     }
 
     /// A merge of this plan's partial results, or of `sets` of one record per channel.
     pub(crate) fn merge(&self, kernel: Kernel, sets: Option<u32>, flags: u32) -> Step {
         let mut params = self.params;
         if let Some(sets) = sets {
-            (params.slots, params.width, params.repetitions, params.span) = (sets, params.channels, 1, 1);
+            (params.slots, params.width, params.repetitions, params.span) =
+                (sets, params.channels, 1, 1);
         }
-        let records = u64::from(params.slots) * u64::from(params.repetitions) * u64::from(params.span);
+        let records =
+            u64::from(params.slots) * u64::from(params.repetitions) * u64::from(params.span);
         // As many lanes per channel as there are records; the others take neighbouring channels.
-        let lanes = records.next_power_of_two().min(u64::from(self.merge_workgroup)) as u32;
+        let lanes = records
+            .next_power_of_two()
+            .min(u64::from(self.merge_workgroup)) as u32;
         let lanes = if self.caps.is_cpu() { 1 } else { lanes };
         params.tile = self.merge_workgroup / lanes;
         params.flags |= flags;
@@ -542,12 +648,20 @@ impl Plan {
     /// One lane per channel: coefficients, gather, scatter.
     pub(crate) fn per_channel(&self, kernel: Kernel, flags: u32) -> Step {
         let workgroups = u64::from(self.params.channels.div_ceil(self.merge_workgroup));
-        let params = Params { flags: self.params.flags | flags, ..self.params };
+        let params = Params {
+            flags: self.params.flags | flags,
+            ..self.params
+        };
         self.step(kernel, self.merge_workgroup, workgroups, params)
     }
 
     pub(crate) fn flat(&self, kernel: Kernel) -> Step {
-        self.step(kernel, self.flat_workgroup, self.flat_workgroups, self.params)
+        self.step(
+            kernel,
+            self.flat_workgroup,
+            self.flat_workgroups,
+            self.params,
+        )
     }
 
     /// Every pipeline that an operation of this plan may use.
@@ -571,9 +685,18 @@ impl Plan {
 
 fn choose_walk(outer: u64, inner: u64) -> (Walk, String) {
     match inner {
-        1 => (Walk::Columns, "inner = 1: neighbouring values belong to neighbouring channels".into()),
-        2..8 if outer >= 64 => (Walk::Columns, format!("inner = {inner}: rows shorter than two vectors")),
-        _ => (Walk::Planar, format!("inner = {inner}: rows are read as vectors")),
+        1 => (
+            Walk::Columns,
+            "inner = 1: neighbouring values belong to neighbouring channels".into(),
+        ),
+        2..8 if outer >= 64 => (
+            Walk::Columns,
+            format!("inner = {inner}: rows shorter than two vectors"),
+        ),
+        _ => (
+            Walk::Planar,
+            format!("inner = {inner}: rows are read as vectors"),
+        ),
     }
 }
 
@@ -589,10 +712,20 @@ fn grid(workgroups: u64, per_dimension: u32) -> [u32; 2] {
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [outer, channels, inner] = self.problem.shape();
-        writeln!(f, "[{outer}, {channels}, {inner}] f32: {}, {} ({})", self.strategy(), self.walk, self.why)?;
+        writeln!(
+            f,
+            "[{outer}, {channels}, {inner}] f32: {}, {} ({})",
+            self.strategy(),
+            self.walk,
+            self.why
+        )?;
         let part = |step: &Step| {
             let [x, y] = step.grid;
-            format!("{} [{x}, {y}] x {}", step.key.kernel.entry().entry_point, step.key.workgroup)
+            format!(
+                "{} [{x}, {y}] x {}",
+                step.key.kernel.entry().entry_point,
+                step.key.workgroup
+            )
         };
         let line = |steps: &[Step]| steps.iter().map(part).collect::<Vec<_>>().join(" -> ");
         writeln!(
@@ -600,16 +733,37 @@ impl fmt::Display for Plan {
             "  pieces: {} of {} {}",
             self.params.pieces,
             self.params.piece_length,
-            if self.walk == Walk::Planar { "vectors" } else { "rows" }
+            if self.walk == Walk::Planar {
+                "vectors"
+            } else {
+                "rows"
+            }
         )?;
         let normalize = self.flat(Kernel::Normalize);
         let coefficients = self.per_channel(Kernel::Coefficients, 0);
         let finalize = self.merge(Kernel::Finalize, None, 0);
-        writeln!(f, "  forward training: {}", line(&[self.reduce(), finalize, normalize.clone()]))?;
-        writeln!(f, "  inference: {}", line(&[coefficients.clone(), normalize]))?;
+        writeln!(
+            f,
+            "  forward training: {}",
+            line(&[self.reduce(), finalize, normalize.clone()])
+        )?;
+        writeln!(
+            f,
+            "  inference: {}",
+            line(&[coefficients.clone(), normalize])
+        )?;
         let backward_finalize = self.merge(Kernel::BackwardFinalize, None, 0);
         let apply = self.flat(Kernel::BackwardApply);
-        writeln!(f, "  backward: {}", line(&[coefficients, self.backward_reduce(), backward_finalize, apply]))?;
+        writeln!(
+            f,
+            "  backward: {}",
+            line(&[
+                coefficients,
+                self.backward_reduce(),
+                backward_finalize,
+                apply
+            ])
+        )?;
         write!(f, "  workspace: {} bytes", self.workspace_bytes())
     }
 }

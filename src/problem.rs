@@ -189,9 +189,16 @@ impl Problem {
     /// [`Error::ChannelAxis`] where the shape has no such axis.
     pub fn with_axis(shape: &[usize], channel_axis: isize) -> Result<Self> {
         let rank = shape.len() as isize;
-        let axis = if channel_axis < 0 { channel_axis + rank } else { channel_axis };
+        let axis = if channel_axis < 0 {
+            channel_axis + rank
+        } else {
+            channel_axis
+        };
         if !(0..rank).contains(&axis) {
-            return Err(Error::ChannelAxis { axis: channel_axis, shape: shape.to_vec() });
+            return Err(Error::ChannelAxis {
+                axis: channel_axis,
+                shape: shape.to_vec(),
+            });
         }
         let product = |dims: &[usize]| dims.iter().fold(1usize, |a, &b| a.saturating_mul(b));
         let (before, after) = shape.split_at(axis as usize);
@@ -243,7 +250,9 @@ impl Problem {
 
     /// Elements of the tensor.
     pub fn elements(&self) -> u64 {
-        self.count().saturating_mul(self.channels as u64).saturating_mul(self.groups as u64)
+        self.count()
+            .saturating_mul(self.channels as u64)
+            .saturating_mul(self.groups as u64)
     }
 
     /// `[outer, channels, inner]`.
@@ -251,8 +260,11 @@ impl Problem {
         [self.outer, self.channels, self.inner]
     }
 
-    /// Checks everything that does not depend on a device.
-    pub(crate) fn validate(&self) -> Result<()> {
+    /// Checks everything that does not depend on a device. [`Plan::new`](crate::Plan::new) does it too.
+    ///
+    /// # Errors
+    /// [`Error::EmptyTensor`], [`Error::TooManyElements`], [`Error::Eps`], [`Error::Momentum`], [`Error::Unsupported`].
+    pub fn validate(&self) -> Result<()> {
         if self.groups != 1 {
             return Err(Error::Unsupported {
                 what: format!("groups = {} (ghost batches)", self.groups),
@@ -260,11 +272,19 @@ impl Problem {
             });
         }
         if self.outer == 0 || self.channels == 0 || self.inner == 0 {
-            return Err(Error::EmptyTensor { shape: self.shape() });
+            return Err(Error::EmptyTensor {
+                shape: self.shape(),
+            });
         }
-        let elements = self.shape().iter().fold(1u128, |a, &b| a.saturating_mul(b as u128));
+        let elements = self
+            .shape()
+            .iter()
+            .fold(1u128, |a, &b| a.saturating_mul(b as u128));
         if elements > MAX_ELEMENTS as u128 {
-            return Err(Error::TooManyElements { elements, limit: MAX_ELEMENTS });
+            return Err(Error::TooManyElements {
+                elements,
+                limit: MAX_ELEMENTS,
+            });
         }
         if !(self.eps >= 0.0 && self.eps <= f64::from(f32::MAX)) {
             return Err(Error::Eps { given: self.eps });

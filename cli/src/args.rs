@@ -1,0 +1,254 @@
+//! The command line's arguments, and the problem that they ask for.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use wgpu_batchnorm::{Activation, Choices, Momentum, Preset, Problem, Strategy};
+
+/// Batch normalisation on the GPU: tensor files in, tensor files out.
+#[derive(Debug, Parser)]
+#[command(name = "wgpu-batchnorm", version, about, arg_required_else_help = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// List the adapters, their limits and what each can run
+    Info {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Normalise a tensor file
+    Forward(FileArgs),
+    /// Compute the gradients of a tensor file
+    Backward(FileArgs),
+    /// Check the GPU against the f64 reference over a matrix of shapes and data
+    Check(CheckArgs),
+}
+
+/// Options of `forward` and `backward`.
+#[derive(Debug, Args)]
+pub struct FileArgs {
+    /// The file with `input` and, as needed, `residual`, `grad_output`, `weight`, `bias`, `running_mean`,
+    /// `running_var`, `num_batches_tracked`, `save_mean`, `save_mean_remainder`, `save_invstd` (.safetensors or .npz)
+    #[arg(value_name = "IN")]
+    pub input: PathBuf,
+    /// The file to write (.safetensors or .npz)
+    #[arg(short, long, value_name = "OUT")]
+    pub output: PathBuf,
+    /// Statistics of the batch, or running ones; backward through running ones is the frozen form
+    #[arg(long, value_enum, default_value_t = Mode::Training)]
+    pub mode: Mode,
+    /// The axis of the channels; negative counts from the end
+    #[arg(
+        long,
+        value_name = "K",
+        default_value_t = 1,
+        allow_negative_numbers = true
+    )]
+    pub channel_axis: isize,
+    /// A framework's eps, momentum and running variance
+    #[arg(long, value_enum, default_value_t = PresetName::Pytorch)]
+    pub preset: PresetName,
+    /// Added to the variance, instead of the preset's
+    #[arg(long, value_name = "E", allow_negative_numbers = true)]
+    pub eps: Option<f64>,
+    /// Weight of the new batch in the running statistics, or `cumulative` for the plain average
+    #[arg(long, value_name = "M|cumulative", value_parser = parse_momentum, allow_negative_numbers = true)]
+    pub momentum: Option<Momentum>,
+    /// Weight of the old value in the running statistics
+    #[arg(long, value_name = "D", allow_negative_numbers = true)]
+    pub decay: Option<f64>,
+    /// none, relu (leaky-relu:S, silu, gelu, sigmoid and tanh are not in this version)
+    #[arg(long, value_name = "A", default_value = "none")]
+    pub activation: String,
+    /// Which device and kernels
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// Where to compute: a GPU adapter of any kind, or the f64 reference on the CPU; auto takes the CPU where there is
+    /// no adapter
+    #[arg(long = "device", value_name = "DEVICE", value_enum, default_value_t = DeviceKind::Auto)]
+    pub place: DeviceKind,
+    /// Print the device, the adapter, the plan and the times as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Refuse larger files before they are read
+    #[arg(long, value_name = "BYTES", default_value_t = 8 << 30)]
+    pub max_bytes: u64,
+}
+
+/// Options of `check`.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// Which device and kernels
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// Every combination, not a pairwise selection
+    #[arg(long)]
+    pub full: bool,
+    /// Print the results as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Which adapter, and which kernels on it.
+#[derive(Debug, Args)]
+pub struct DeviceArgs {
+    /// The graphics API
+    #[arg(long, value_enum)]
+    pub backend: Option<Backend>,
+    /// A part of the adapter's name
+    #[arg(long, value_name = "TEXT")]
+    pub adapter: Option<String>,
+    /// How the work is cut over workgroups
+    #[arg(long, value_enum, default_value_t = StrategyName::Auto)]
+    pub strategy: StrategyName,
+}
+
+/// `--mode`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs)]
+pub enum Mode {
+    Training,
+    Inference,
+}
+
+/// `--preset`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs)]
+pub enum PresetName {
+    Pytorch,
+    Keras,
+    Tensorflow,
+    Onnx,
+}
+
+/// `--device`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs)]
+pub enum DeviceKind {
+    Auto,
+    Gpu,
+    Cpu,
+}
+
+/// `--backend`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs)]
+pub enum Backend {
+    Vulkan,
+    Metal,
+    Dx12,
+    Gl,
+}
+
+/// `--strategy`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs)]
+pub enum StrategyName {
+    Auto,
+    Resident,
+    Streaming,
+    Split,
+}
+
+impl DeviceArgs {
+    /// The backends to look through.
+    pub fn backends(&self) -> wgpu::Backends {
+        match self.backend {
+            None => wgpu::Backends::all(),
+            Some(Backend::Vulkan) => wgpu::Backends::VULKAN,
+            Some(Backend::Metal) => wgpu::Backends::METAL,
+            Some(Backend::Dx12) => wgpu::Backends::DX12,
+            Some(Backend::Gl) => wgpu::Backends::GL,
+        }
+    }
+
+    /// Whether a certain adapter was asked for.
+    pub fn names_one(&self) -> bool {
+        self.backend.is_some() || self.adapter.is_some()
+    }
+
+    /// What the planner is told.
+    pub fn choices(&self) -> Choices {
+        match self.strategy {
+            StrategyName::Auto => Choices::default(),
+            StrategyName::Resident => Choices::default().strategy(Strategy::Resident),
+            StrategyName::Streaming => Choices::default().strategy(Strategy::Streaming),
+            StrategyName::Split => Choices::default().strategy(Strategy::Split),
+        }
+    }
+}
+
+impl FileArgs {
+    /// The problem on a tensor of a given shape.
+    ///
+    /// # Errors
+    /// One line that names the option at fault.
+    pub fn problem(&self, shape: &[usize], residual: bool) -> anyhow::Result<Problem> {
+        let preset = match self.preset {
+            PresetName::Pytorch => Preset::Pytorch,
+            PresetName::Keras => Preset::Keras,
+            PresetName::Tensorflow => Preset::Tensorflow,
+            PresetName::Onnx => Preset::Onnx,
+        };
+        let mut problem = Problem::with_axis(shape, self.channel_axis)?
+            .preset(preset)
+            .activation(self.activation()?);
+        if residual {
+            problem = problem.with_residual();
+        }
+        if let Some(eps) = self.eps {
+            problem = problem.eps(eps);
+        }
+        if self.momentum.is_some() && self.decay.is_some() {
+            anyhow::bail!(
+                "--momentum and --decay were both given; give one: --momentum is the weight of the new batch, \
+                 --decay that of the old value"
+            );
+        }
+        if let Some(momentum) = self.momentum {
+            if let Momentum::NewWeight(w) = momentum {
+                check_weight("--momentum", w)?;
+            }
+            problem = problem.momentum(momentum);
+        }
+        if let Some(decay) = self.decay {
+            check_weight("--decay", decay)?;
+            problem = problem.momentum(Momentum::decay(decay));
+        }
+        Ok(problem)
+    }
+
+    fn activation(&self) -> anyhow::Result<Activation> {
+        match self.activation.as_str() {
+            "none" => Ok(Activation::None),
+            "relu" => Ok(Activation::Relu),
+            other => {
+                anyhow::bail!("--activation {other:?} is not in this version; give none or relu")
+            }
+        }
+    }
+}
+
+fn check_weight(option: &str, weight: f64) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        (0.0..=1.0).contains(&weight),
+        "{option} is {weight}; give a number from 0 to 1"
+    );
+    Ok(())
+}
+
+fn parse_momentum(text: &str) -> Result<Momentum, String> {
+    if text == "cumulative" {
+        return Ok(Momentum::Cumulative);
+    }
+    text.parse()
+        .map(Momentum::NewWeight)
+        .map_err(|_| "give a number from 0 to 1, or cumulative".to_owned())
+}

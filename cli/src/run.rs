@@ -1,0 +1,534 @@
+//! `forward` and `backward`: from a tensor file to a tensor file, on the GPU or by the reference.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use ndarray::{Array1, Array3, ArrayView1, ArrayView3};
+use serde_json::json;
+use wgpu_batchnorm::reference::{self, Inputs, Statistics};
+use wgpu_batchnorm::{Arrays, Error, Gpu, Plan, Problem, RunningArrays, SavedArrays, Through};
+
+use crate::args::{DeviceKind, FileArgs, Mode};
+use crate::file::{self, Dtype, Tensor, Tensors};
+
+/// The names that a file may hold for either operation; all others are ignored.
+const NAMES: [&str; 7] = [
+    "input",
+    "residual",
+    "weight",
+    "bias",
+    "running_mean",
+    "running_var",
+    "num_batches_tracked",
+];
+/// Those that `backward` alone reads.
+const BACKWARD_NAMES: [&str; 4] = [
+    "grad_output",
+    "save_mean",
+    "save_invstd",
+    "save_mean_remainder",
+];
+
+/// A file's tensors, checked and as f32.
+struct Request {
+    problem: Problem,
+    shape: Vec<usize>,
+    dtype: Dtype,
+    input: Array3<f32>,
+    residual: Option<Array3<f32>>,
+    grad_output: Option<Array3<f32>>,
+    weight: Option<Array1<f32>>,
+    bias: Option<Array1<f32>>,
+    running: Option<RunningArrays>,
+    /// As the file has it; the device counts in 32 bits.
+    batches: i64,
+    saved: Option<SavedArrays>,
+}
+
+impl Request {
+    fn read(args: &FileArgs, backward: bool) -> Result<Self> {
+        let names: Vec<_> = NAMES
+            .into_iter()
+            .chain(BACKWARD_NAMES.into_iter().filter(|_| backward))
+            .collect();
+        let mut tensors = file::read(&args.input, &names, args.max_bytes)?;
+        let input = tensors.remove("input").with_context(|| {
+            format!(
+                "{}: there is no tensor named input; give the tensor to normalise that name",
+                args.input.display()
+            )
+        })?;
+        let (shape, dtype) = (input.shape.clone(), input.dtype);
+        ensure!(
+            matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16),
+            "input: the type is {dtype}, but F32, F16 or BF16 is needed; convert it"
+        );
+        let problem = args.problem(&shape, tensors.contains_key("residual"))?;
+        let mut big = |name: &str| match tensors.remove(name) {
+            None => Ok(None),
+            Some(tensor) => {
+                ensure!(
+                    tensor.dtype == dtype,
+                    "{name}: the type is {}, but input's is {dtype}; give both the same type",
+                    tensor.dtype
+                );
+                ensure!(
+                    tensor.shape == shape,
+                    "{name}: the shape is {:?}, but input's is {shape:?}; give both the same shape",
+                    tensor.shape
+                );
+                array(name, &problem, &tensor).map(Some)
+            }
+        };
+        let residual = big("residual")?;
+        let grad_output = big("grad_output")?;
+        ensure!(
+            !backward || grad_output.is_some(),
+            "{}: there is no tensor named grad_output; backward needs the gradient of the output",
+            args.input.display()
+        );
+        let input = array("input", &problem, &input)?;
+
+        let vector = |name: &str| vector(&tensors, name, problem.channels);
+        let (weight, bias) = (vector("weight")?, vector("bias")?);
+        let batches = match tensors.get("num_batches_tracked") {
+            None => 0,
+            Some(tensor) => match tensor.to_i64_scalar() {
+                Some(batches) if (0..i64::MAX).contains(&batches) => batches,
+                Some(batches) => {
+                    bail!("num_batches_tracked is {batches}; give a count of 0 or more")
+                }
+                None => bail!(
+                    "num_batches_tracked: the type is {} and the shape {:?}, but an I64 scalar of shape [] is needed",
+                    tensor.dtype,
+                    tensor.shape
+                ),
+            },
+        };
+        let running = match (vector("running_mean")?, vector("running_var")?) {
+            (Some(mean), Some(variance)) => {
+                if let Some((c, v)) = variance.iter().enumerate().find(|(_, v)| **v < 0.0) {
+                    bail!("running_var: channel {c} is {v}; a variance is 0 or more");
+                }
+                let batches = u32::try_from(batches)
+                    .unwrap_or(u32::MAX - 1)
+                    .min(u32::MAX - 1);
+                Some(RunningArrays {
+                    mean,
+                    variance,
+                    batches,
+                })
+            }
+            (None, None) => None,
+            (Some(_), None) => {
+                bail!("running_var is missing, but running_mean is there; give both or neither")
+            }
+            (None, Some(_)) => {
+                bail!("running_mean is missing, but running_var is there; give both or neither")
+            }
+        };
+        let saved = match (
+            vector("save_mean")?,
+            vector("save_invstd")?,
+            vector("save_mean_remainder")?,
+        ) {
+            (Some(mean), Some(invstd), remainder) => {
+                if let Some((c, v)) = invstd.iter().enumerate().find(|(_, v)| **v < 0.0) {
+                    bail!("save_invstd: channel {c} is {v}; it is 1/√(variance + eps), 0 or more");
+                }
+                Some(SavedArrays::new(
+                    mean.view(),
+                    remainder.as_ref().map(|a| a.view()),
+                    invstd.view(),
+                ))
+            }
+            (None, None, None) => None,
+            (None, _, _) => bail!(
+                "save_mean is missing, but other saved statistics are there; give save_mean and save_invstd"
+            ),
+            (_, None, _) => {
+                bail!("save_invstd is missing, but save_mean is there; give both or neither")
+            }
+        };
+        let request = Request {
+            problem,
+            shape,
+            dtype,
+            input,
+            residual,
+            grad_output,
+            weight,
+            bias,
+            running,
+            batches,
+            saved,
+        };
+        request.check(args)?;
+        Ok(request)
+    }
+
+    /// What no single tensor can tell.
+    fn check(&self, args: &FileArgs) -> Result<()> {
+        self.problem.validate().map_err(|error| match error {
+            Error::EmptyTensor { .. } => anyhow::anyhow!(
+                "input is empty: shape {:?}; give at least one value per channel",
+                self.shape
+            ),
+            Error::Eps { given } => {
+                anyhow::anyhow!("--eps is {given}; give a finite number of 0 or more")
+            }
+            other => other.into(),
+        })?;
+        match args.mode {
+            Mode::Training => ensure!(
+                self.problem.count() > 1,
+                "input: training needs at least two values per channel, but shape {:?} with {} channels has one; \
+                 use a larger batch, or --mode inference",
+                self.shape,
+                self.problem.channels
+            ),
+            Mode::Inference => ensure!(
+                self.running.is_some(),
+                "running_mean and running_var are missing; --mode inference normalises by them"
+            ),
+        }
+        Ok(())
+    }
+
+    fn arrays(&self) -> Arrays<'_> {
+        Arrays {
+            input: self.input.view(),
+            residual: self.residual.as_ref().map(|a| a.view()),
+            weight: self.weight.as_ref().map(|a| a.view()),
+            bias: self.bias.as_ref().map(|a| a.view()),
+        }
+    }
+
+    fn grad_output(&self) -> Result<ArrayView3<'_, f32>> {
+        self.grad_output
+            .as_ref()
+            .map(|a| a.view())
+            .context("grad_output is missing")
+    }
+
+    fn running(&self) -> Result<&RunningArrays> {
+        self.running
+            .as_ref()
+            .context("running_mean and running_var are missing")
+    }
+
+    /// A tensor in the input's shape and type.
+    fn tensor(&self, values: &Array3<f32>) -> Tensor {
+        let values = values.as_standard_layout();
+        let mut data = Vec::with_capacity(values.len() * self.dtype.size());
+        for &value in &values {
+            match self.dtype {
+                Dtype::F16 => data.extend(half::f16::from_f32(value).to_le_bytes()),
+                Dtype::BF16 => data.extend(half::bf16::from_f32(value).to_le_bytes()),
+                _ => data.extend(value.to_le_bytes()),
+            }
+        }
+        Tensor {
+            dtype: self.dtype,
+            shape: self.shape.clone(),
+            data,
+        }
+    }
+}
+
+fn array(name: &str, problem: &Problem, tensor: &Tensor) -> Result<Array3<f32>> {
+    let values = tensor
+        .to_f32()
+        .with_context(|| format!("{name}: the type {} is not a float", tensor.dtype))?;
+    let given = tensor.shape.clone();
+    Array3::from_shape_vec(problem.shape(), values)
+        .with_context(|| format!("{name}: shape {given:?} does not fit its data"))
+}
+
+fn vector(tensors: &Tensors, name: &str, channels: usize) -> Result<Option<Array1<f32>>> {
+    let Some(tensor) = tensors.get(name) else {
+        return Ok(None);
+    };
+    ensure!(
+        tensor.shape == [channels],
+        "{name}: the shape is {:?}, but [{channels}] is needed, one value for each channel of input",
+        tensor.shape
+    );
+    let values = tensor.to_f32().with_context(|| {
+        format!(
+            "{name}: the type is {}, but F32, F16, BF16 or F64 is needed; convert it",
+            tensor.dtype
+        )
+    })?;
+    Ok(Some(Array1::from(values)))
+}
+
+/// The results by either road, before they become tensors.
+enum Results {
+    Inference {
+        output: Array3<f32>,
+    },
+    Forward {
+        output: Array3<f32>,
+        mean: Array1<f64>,
+        invstd: Array1<f32>,
+        running: Option<(Array1<f32>, Array1<f32>)>,
+    },
+    Backward {
+        input: Array3<f32>,
+        residual: Option<Array3<f32>>,
+        weight: Array1<f32>,
+        bias: Array1<f32>,
+    },
+}
+
+impl Results {
+    fn tensors(self, request: &Request) -> Tensors {
+        let channels = request.problem.channels;
+        let vector = |values: &Array1<f32>| Tensor::from_f32(vec![channels], &values.to_vec());
+        let mut out = Tensors::new();
+        let mut put = |name: &str, tensor| out.insert(name.to_owned(), tensor);
+        match self {
+            Results::Inference { output } => {
+                put("output", request.tensor(&output));
+            }
+            Results::Forward {
+                output,
+                mean,
+                invstd,
+                running,
+            } => {
+                put("output", request.tensor(&output));
+                let rounded = mean.mapv(|m| m as f32);
+                let remainder = ndarray::Zip::from(&mean)
+                    .and(&rounded)
+                    .map_collect(|m, &r| {
+                        // Where the mean is not finite there is nothing left over.
+                        if r.is_finite() {
+                            (m - f64::from(r)) as f32
+                        } else {
+                            0.0
+                        }
+                    });
+                put("save_mean", vector(&rounded));
+                put("save_mean_remainder", vector(&remainder));
+                put("save_invstd", vector(&invstd));
+                if let Some((mean, variance)) = running {
+                    put("running_mean", vector(&mean));
+                    put("running_var", vector(&variance));
+                    put(
+                        "num_batches_tracked",
+                        Tensor::from_i64_scalar(request.batches + 1),
+                    );
+                }
+            }
+            Results::Backward {
+                input,
+                residual,
+                weight,
+                bias,
+            } => {
+                put("grad_input", request.tensor(&input));
+                if let Some(residual) = residual {
+                    put("grad_residual", request.tensor(&residual));
+                }
+                if request.weight.is_some() {
+                    put("grad_weight", vector(&weight));
+                }
+                if request.bias.is_some() {
+                    put("grad_bias", vector(&bias));
+                }
+            }
+        }
+        out
+    }
+}
+
+/// Runs `forward` or `backward`.
+///
+/// # Errors
+/// One line that names the tensor or option at fault; an old OUT is untouched then.
+pub fn run(args: &FileArgs, backward: bool) -> Result<()> {
+    let start = Instant::now();
+    file::check_extension(&args.output)?;
+    let request = Request::read(args, backward)?;
+    let read_ms = milliseconds(start);
+    let start = Instant::now();
+    let gpu = choose_device(args)?;
+    let device_ms = milliseconds(start);
+    let start = Instant::now();
+    let (results, plan) = match &gpu {
+        Some(gpu) => {
+            let plan = Plan::with(&request.problem, gpu.kernels.caps(), &args.device.choices())?;
+            (
+                on_gpu(gpu, &plan, &request, args.mode, backward)?,
+                Some(plan),
+            )
+        }
+        None => (by_reference(&request, args.mode, backward)?, None),
+    };
+    let compute_ms = milliseconds(start);
+    let start = Instant::now();
+    file::write(&args.output, &results.tensors(&request))?;
+    let write_ms = milliseconds(start);
+    if args.json {
+        let report = json!({
+            "operation": if backward { "backward" } else { "forward" },
+            "mode": if args.mode == Mode::Training { "training" } else { "inference" },
+            "device": if gpu.is_some() { "gpu" } else { "cpu" },
+            "adapter": gpu.as_ref().map(|gpu| crate::info::adapter(&gpu.adapter)),
+            "shape": request.shape,
+            "dtype": request.dtype.to_string(),
+            "plan": plan.as_ref().map(|plan| json!({
+                "strategy": plan.strategy().to_string(),
+                "walk": plan.walk().to_string(),
+                "workspace_bytes": plan.workspace_bytes(),
+                "text": plan.to_string(),
+            })),
+            "times_ms": { "read": read_ms, "device": device_ms, "compute": compute_ms, "write": write_ms },
+        });
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    }
+    Ok(())
+}
+
+fn milliseconds(start: Instant) -> f64 {
+    start.elapsed().as_secs_f64() * 1e3
+}
+
+/// The adapter to use, or none for the reference.
+fn choose_device(args: &FileArgs) -> Result<Option<Gpu>> {
+    if args.place == DeviceKind::Cpu {
+        ensure!(
+            !args.device.names_one(),
+            "--device cpu uses no adapter, but --backend or --adapter names one; leave one of them out"
+        );
+        return Ok(None);
+    }
+    match Gpu::find(args.device.backends(), args.device.adapter.as_deref()) {
+        Ok(gpu) => Ok(Some(gpu)),
+        Err(error @ Error::NoAdapter { .. })
+            if args.place == DeviceKind::Auto && !args.device.names_one() =>
+        {
+            eprintln!("{error}; the f64 reference on the CPU is used instead");
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn on_gpu(
+    gpu: &Gpu,
+    plan: &Plan,
+    request: &Request,
+    mode: Mode,
+    backward: bool,
+) -> Result<Results> {
+    let arrays = request.arrays();
+    if backward {
+        let grads = match (mode, &request.saved) {
+            (Mode::Inference, _) => gpu.backward(
+                plan,
+                &arrays,
+                request.grad_output()?,
+                Through::Running(request.running()?),
+            )?,
+            (Mode::Training, Some(saved)) => {
+                gpu.backward(plan, &arrays, request.grad_output()?, Through::Saved(saved))?
+            }
+            (Mode::Training, None) => {
+                let saved = gpu.forward_training(plan, &arrays, None)?.saved;
+                gpu.backward(
+                    plan,
+                    &arrays,
+                    request.grad_output()?,
+                    Through::Saved(&saved),
+                )?
+            }
+        };
+        return Ok(Results::Backward {
+            input: grads.input,
+            residual: grads.residual,
+            weight: grads.weight,
+            bias: grads.bias,
+        });
+    }
+    if mode == Mode::Inference {
+        return Ok(Results::Inference {
+            output: gpu.inference(plan, &arrays, request.running()?)?,
+        });
+    }
+    let forward = gpu.forward_training(plan, &arrays, request.running.as_ref())?;
+    Ok(Results::Forward {
+        mean: forward.saved.mean(),
+        invstd: forward.saved.invstd().to_owned(),
+        output: forward.output,
+        running: forward
+            .running
+            .map(|running| (running.mean, running.variance)),
+    })
+}
+
+fn by_reference(request: &Request, mode: Mode, backward: bool) -> Result<Results> {
+    let problem = &request.problem;
+    let wide = |a: &Array3<f32>| a.mapv(f64::from);
+    let narrow = |a: &Array3<f64>| a.mapv(|v| v as f32);
+    let wide_vector = |a: ArrayView1<'_, f32>| a.mapv(f64::from);
+    let narrow_vector = |a: &Array1<f64>| a.mapv(|v| v as f32);
+    let input = wide(&request.input);
+    let residual = request.residual.as_ref().map(wide);
+    let weight = request.weight.as_ref().map(|w| wide_vector(w.view()));
+    let bias = request.bias.as_ref().map(|b| wide_vector(b.view()));
+    let inputs = Inputs {
+        input: input.view(),
+        residual: residual.as_ref().map(|a| a.view()),
+        weight: weight.as_ref().map(|a| a.view()),
+        bias: bias.as_ref().map(|a| a.view()),
+    };
+    let statistics = match (mode, &request.saved) {
+        (Mode::Inference, _) => {
+            let running = request.running()?;
+            Statistics::given(
+                problem,
+                wide_vector(running.mean.view()),
+                wide_vector(running.variance.view()),
+            )
+        }
+        (Mode::Training, Some(saved)) if backward => Statistics {
+            mean: saved.mean(),
+            variance: Array1::zeros(problem.channels), // the gradient needs only invstd
+            invstd: wide_vector(saved.invstd()),
+        },
+        (Mode::Training, _) => Statistics::of(problem, input.view())?,
+    };
+    if backward {
+        let grad_output = request.grad_output()?.mapv(f64::from);
+        let frozen = mode == Mode::Inference;
+        let grads = reference::backward(problem, &inputs, &statistics, grad_output.view(), frozen)?;
+        return Ok(Results::Backward {
+            input: narrow(&grads.input),
+            residual: request.residual.is_some().then(|| narrow(&grads.residual)),
+            weight: narrow_vector(&grads.weight),
+            bias: narrow_vector(&grads.bias),
+        });
+    }
+    let output = narrow(&reference::forward(problem, &inputs, &statistics)?);
+    if mode == Mode::Inference {
+        return Ok(Results::Inference { output });
+    }
+    let running = request.running.as_ref().map(|running| {
+        let mut state = reference::Running {
+            mean: wide_vector(running.mean.view()),
+            variance: wide_vector(running.variance.view()),
+            batches: request.batches as u64,
+        };
+        state.update(problem, &statistics);
+        (narrow_vector(&state.mean), narrow_vector(&state.variance))
+    });
+    Ok(Results::Forward {
+        output,
+        mean: statistics.mean,
+        invstd: narrow_vector(&statistics.invstd),
+        running,
+    })
+}
