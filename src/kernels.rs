@@ -614,3 +614,6 @@ pub(crate) fn ready<T>(future: impl Future<Output = T>) -> T {
         std::thread::yield_now();
     }
 }
+
+#[cfg(test)]
+mod tests;

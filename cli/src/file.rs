@@ -112,7 +112,7 @@ pub struct Tensor {
 }
 
 impl Tensor {
-    /// An F32 tensor of `values`, in row-major order. [`write`] refuses it if there are not as many as `shape` says.
+    /// An F32 tensor of `values`, in row-major order. [`write()`] refuses it if there are not as many as `shape` says.
     pub fn from_f32(shape: Vec<usize>, values: &[f32]) -> Self {
         Self {
             dtype: Dtype::F32,
@@ -345,7 +345,7 @@ fn format_of(path: &Path) -> Result<Format, FileError> {
     }
 }
 
-/// Whether `path` has an extension that [`read`] and [`write`] know: `.safetensors` or `.npz`, in any case.
+/// Whether `path` has an extension that [`read`] and [`write()`] know: `.safetensors` or `.npz`, in any case.
 ///
 /// # Errors
 /// [`FileError::Extension`] where it has not.

@@ -324,13 +324,11 @@ fn truncated_and_corrupted() {
             }
         }
         for at in 0..whole.len() {
-            for value in [0xff, whole[at] ^ 1] {
-                let mut bytes = whole.clone();
-                bytes[at] = value;
-                fs::write(&path, &bytes).unwrap();
-                if let Err(error) = read(&path, &wanted, LIMIT) {
-                    one_line(&error, &path);
-                }
+            let mut bytes = whole.clone();
+            bytes[at] = !bytes[at];
+            fs::write(&path, &bytes).unwrap();
+            if let Err(error) = read(&path, &wanted, LIMIT) {
+                one_line(&error, &path);
             }
         }
     }

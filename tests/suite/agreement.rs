@@ -1,0 +1,30 @@
+//! Every operation, walk, fusion and shape against the reference, on every adapter.
+
+use wgpu_batchnorm::{Choices, Gpu};
+use wgpu_batchnorm_cli::check::{cases, run_cases};
+
+use crate::{name, on_every_adapter};
+
+fn agree(gpu: &Gpu, full: bool) {
+    let mut failures = Vec::new();
+    let outcomes = run_cases(gpu, cases(full, &Choices::default()), |_| {});
+    for outcome in outcomes.iter().filter(|o| !o.passed()) {
+        let report = match &outcome.result {
+            Err(error) => error.clone(),
+            Ok(all) => all.iter().filter(|c| !c.places.is_empty()).map(|c| c.report()).collect::<Vec<_>>().join("\n"),
+        };
+        failures.push(format!("{}\n{report}", outcome.case));
+    }
+    println!("{}: {} cases, {} failed", name(gpu), outcomes.len(), failures.len());
+    assert!(failures.is_empty(), "on {}:\n{}", name(gpu), failures.join("\n"));
+}
+
+#[test]
+fn gpu_agrees_with_the_reference() {
+    on_every_adapter(|gpu| agree(gpu, false));
+}
+
+#[test]
+fn exact_remainders_survive_every_compiler() {
+    on_every_adapter(|gpu| assert!(gpu.keeps_remainders().unwrap(), "not on {}", name(gpu)));
+}

@@ -1,0 +1,48 @@
+//! One suite: agreement with the reference on every adapter, plans, the API on a user's own device, bad input.
+
+mod agreement;
+mod api;
+mod bad_input;
+mod numerics;
+mod plans;
+mod properties;
+
+use std::sync::{Arc, LazyLock, Mutex};
+
+use wgpu_batchnorm::Gpu;
+
+/// Every adapter of this machine, with a device that turns an uncaught wgpu error into a failure.
+///
+/// Tests on the GPU need one: without any they fail and say what to install.
+static GPUS: LazyLock<Vec<(Gpu, Arc<Mutex<Vec<String>>>)>> = LazyLock::new(|| {
+    let adapters = Gpu::adapters(wgpu::Backends::all());
+    if adapters.is_empty() {
+        panic!("{}", Gpu::new().expect_err("there is no adapter"));
+    }
+    adapters
+        .into_iter()
+        .map(|adapter| {
+            let gpu = Gpu::on(adapter).expect("every adapter gives a device");
+            let errors = Arc::new(Mutex::new(Vec::new()));
+            let log = Arc::clone(&errors);
+            gpu.device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
+                log.lock().unwrap().push(error.to_string());
+            }));
+            (gpu, errors)
+        })
+        .collect()
+});
+
+/// Runs a test on every adapter, and fails on any wgpu error that nobody caught.
+fn on_every_adapter(test: impl Fn(&Gpu)) {
+    for (gpu, errors) in GPUS.iter() {
+        test(gpu);
+        let errors = errors.lock().unwrap();
+        assert!(errors.is_empty(), "wgpu reported on {:?}: {errors:?}", gpu.adapter.get_info());
+    }
+}
+
+fn name(gpu: &Gpu) -> String {
+    let info = gpu.adapter.get_info();
+    format!("{} ({})", info.name, info.backend)
+}

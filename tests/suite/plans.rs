@@ -1,0 +1,85 @@
+//! The planner: a golden table of its choices, and what it refuses. No adapter needed.
+
+use wgpu_batchnorm::{Caps, Choices, Error, Plan, Problem, Strategy, Walk};
+
+fn cpu() -> Caps {
+    Caps::from_limits(&wgpu::Limits::default(), wgpu::DeviceType::Cpu)
+}
+
+/// The plans of shapes that count, on a GPU and on a software adapter. After a change that is meant:
+/// `UPDATE_PLANS=1 cargo test plans`, and the difference is part of the review.
+#[test]
+fn plans_are_as_recorded() {
+    let shapes = [
+        [32, 64, 56 * 56],
+        [32, 256, 28 * 28],
+        [32, 512, 49],
+        [256, 1024, 1],
+        [32 * 56 * 56, 64, 1],
+        [32 * 28 * 28, 256, 1],
+        [32, 27, 7],
+        [8 * 40 * 40, 320, 1],
+        [131_072, 1, 1],
+        [65_535, 40, 5],
+        [128, 2048, 16],
+        [1, 5000, 4000],
+        [2, 100_000, 4],
+        [1, 1, 2],
+    ];
+    let mut text = String::new();
+    for (device, caps) in [("gpu", Caps::webgpu_defaults()), ("cpu", cpu())] {
+        for [outer, channels, inner] in shapes {
+            let plan = Plan::new(&Problem::new(outer, channels, inner), &caps).unwrap();
+            text += &format!("{device} {plan}\n\n");
+        }
+    }
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/suite/plans.txt");
+    if std::env::var_os("UPDATE_PLANS").is_some() {
+        std::fs::write(path, &text).unwrap();
+    }
+    let recorded = std::fs::read_to_string(path).unwrap();
+    assert_eq!(text, recorded, "plans changed; see the test's comment");
+}
+
+#[test]
+fn choices_are_forced() {
+    let problem = Problem::nchw([8, 16, 4, 4]);
+    for walk in [Walk::Planar, Walk::Columns] {
+        let plan = Plan::with(&problem, &cpu(), &Choices::default().walk(walk).strategy(Strategy::Split)).unwrap();
+        assert_eq!((plan.walk(), plan.strategy()), (walk, Strategy::Split));
+    }
+    for strategy in [Strategy::Resident, Strategy::Streaming] {
+        let refused = Plan::with(&problem, &cpu(), &Choices::default().strategy(strategy));
+        assert!(matches!(refused, Err(Error::Unsupported { .. })), "{refused:?}");
+    }
+    for lanes in [0, 3, 1 << 20] {
+        let refused = Plan::with(&problem, &cpu(), &Choices::default().reduce_workgroup(lanes));
+        assert!(matches!(refused, Err(Error::Unsupported { .. })), "{lanes}: {refused:?}");
+    }
+}
+
+/// 1 % of the tensor and a megabyte.
+#[test]
+fn the_workspace_is_small() {
+    for caps in [Caps::webgpu_defaults(), cpu()] {
+        for [outer, channels, inner] in
+            [[32, 64, 3136], [100_352, 64, 1], [65_535, 40, 5], [256, 1024, 1], [33_000_000, 1, 1], [2, 5000, 1000]]
+        {
+            let problem = Problem::new(outer, channels, inner);
+            let plan = Plan::new(&problem, &caps).unwrap();
+            let allowed = problem.elements() * 4 / 100 + (1 << 20);
+            assert!(plan.workspace_bytes() <= allowed, "{} > {allowed}: {plan}", plan.workspace_bytes());
+        }
+    }
+}
+
+#[test]
+fn limits_are_respected_or_named() {
+    let big = Problem::new(1 << 20, 64, 1); // 256 MiB
+    let refused = Plan::new(&big, &Caps::webgpu_defaults());
+    assert!(matches!(refused, Err(Error::Limit { needed: 268_435_456, limit: 134_217_728, .. })), "{refused:?}");
+    let weak = wgpu::Limits { max_storage_buffers_per_shader_stage: 4, ..wgpu::Limits::default() };
+    let caps = Caps::from_limits(&weak, wgpu::DeviceType::IntegratedGpu);
+    let refused = Plan::new(&Problem::new(2, 2, 2), &caps);
+    assert!(matches!(refused, Err(Error::Limit { name: "max_storage_buffers_per_shader_stage", .. })), "{refused:?}");
+}
