@@ -53,7 +53,8 @@ fn backward_finalize(
     let shifted = multiply(sum_dz, vec4(-statistics.x));
     let centred = add(add_pairs(sum_dz_x, shifted), vec4(-statistics.y * sum_dz.high.x));
     let invstd = statistics.z;
-    let grad_weight = invstd * (centred.high.x + centred.low.x);
+    // Where invstd is 0 by definition, x̂ is too, whatever the sums overflowed to.
+    let grad_weight = select(invstd * (centred.high.x + centred.low.x), 0.0, invstd == 0.0);
     let grad_bias = sum_dz.high.x + sum_dz.low.x;
     if has(HAS_GRAD_AFFINE) {
         grad_affine[channel] = grad_weight;
