@@ -3,13 +3,11 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Poll, Waker};
 
-use ndarray::{Array1, Array2, Array3, ArrayView1, ArrayView3, Axis};
+use ndarray::{Array1, Array2, Array3, ArrayView1, ArrayView3};
 
+use crate::encode::settle;
 use crate::kernels::ErrorScopes;
-use crate::{
-    Activation, Backward, Error, ForwardTraining, Gpu, Inference, Operation, Plan, Problem, Result,
-    Running,
-};
+use crate::{Backward, Error, ForwardTraining, Gpu, Inference, Operation, Plan, Problem, Result};
 
 /// Host tensors of one pass. Tensors have shape `[outer, channels, inner]`, vectors `[channels]`.
 #[derive(Debug, Clone, Copy)]
@@ -124,7 +122,14 @@ pub struct Readback {
     device: wgpu::Device,
     staging: wgpu::Buffer,
     sizes: Vec<u64>,
-    state: Arc<Mutex<(Option<Result<(), wgpu::BufferAsyncError>>, Option<Waker>)>>,
+    mapping: Arc<Mutex<Mapping>>,
+}
+
+/// What the callback of `map_async` leaves for the future.
+#[derive(Debug, Default)]
+struct Mapping {
+    result: Option<Result<(), wgpu::BufferAsyncError>>,
+    waker: Option<Waker>,
 }
 
 impl Future for Readback {
@@ -135,23 +140,19 @@ impl Future for Readback {
         self: std::pin::Pin<&mut Self>,
         context: &mut std::task::Context<'_>,
     ) -> Poll<Self::Output> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        match state.0.take() {
-            None => {
-                state.1 = Some(context.waker().clone());
-                Poll::Pending
-            }
-            Some(mapped) => {
-                drop(state);
-                Poll::Ready(self.words(mapped))
-            }
-        }
+        let mut mapping = self.mapping.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(result) = mapping.result.take() else {
+            mapping.waker = Some(context.waker().clone());
+            return Poll::Pending;
+        };
+        drop(mapping);
+        Poll::Ready(self.words(result))
     }
 }
 
 impl Readback {
     fn words(&self, mapped: Result<(), wgpu::BufferAsyncError>) -> Result<Vec<Vec<u32>>> {
-        let failed = |message: String| Error::Device {
+        let failed = |message| Error::Device {
             action: "reading results back",
             message,
         };
@@ -159,16 +160,12 @@ impl Readback {
         let mut offset = 0;
         let mut buffers = Vec::new();
         for &size in &self.sizes {
-            let range = self
-                .staging
-                .get_mapped_range(offset..offset + size)
-                .map_err(|e| failed(e.to_string()))?;
-            buffers.push(
-                range
-                    .chunks_exact(4)
-                    .map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-                    .collect(),
-            );
+            let range = self.staging.get_mapped_range(offset..offset + size);
+            let range = range.map_err(|error| failed(error.to_string()))?;
+            let words = range
+                .chunks_exact(4)
+                .map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+            buffers.push(words.collect());
             offset += size.next_multiple_of(8);
         }
         Ok(buffers)
@@ -180,100 +177,24 @@ impl Readback {
     /// [`Error::Device`] where the device is lost or the memory cannot be mapped.
     #[cfg(not(target_family = "wasm"))]
     pub fn wait(self) -> Result<Vec<Vec<u32>>> {
-        self.device
-            .poll(wgpu::PollType::wait_indefinitely())
-            .map_err(|error| Error::Device {
-                action: "waiting for the device",
-                message: error.to_string(),
-            })?;
+        let waited = self.device.poll(wgpu::PollType::wait_indefinitely());
+        waited.map_err(|error| Error::Device {
+            action: "waiting for the device",
+            message: error.to_string(),
+        })?;
         pollster::block_on(self)
     }
 }
 
-/// A host tensor on its way: what is uploaded or left to be written, and read back afterwards.
-struct Upload<'a> {
-    gpu: &'a Gpu,
-}
-
-impl Upload<'_> {
-    fn empty(&self, label: &'static str, words: usize) -> wgpu::Buffer {
-        self.gpu.device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some(label),
-            size: words as u64 * 4,
-            usage: wgpu::BufferUsages::STORAGE
-                | wgpu::BufferUsages::COPY_SRC
-                | wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation: false,
-        })
-    }
-
-    fn words<T: bytemuck::Pod>(&self, label: &'static str, values: &[T]) -> wgpu::Buffer {
-        let bytes: &[u8] = bytemuck::cast_slice(values);
-        let buffer = self.empty(label, bytes.len() / 4);
-        self.gpu.queue.write_buffer(&buffer, 0, bytes);
-        buffer
-    }
-
-    fn tensor(
-        &self,
-        name: &'static str,
-        problem: &Problem,
-        array: ArrayView3<'_, f32>,
-    ) -> Result<wgpu::Buffer> {
-        if array.shape() != problem.shape() {
-            let (given, expected) = (array.shape().to_vec(), problem.shape().to_vec());
-            return Err(Error::Shape {
-                tensor: name,
-                given,
-                expected,
-            });
-        }
-        let array = array.as_standard_layout();
-        Ok(self.words(name, array.as_slice().unwrap_or_default()))
-    }
-
-    fn vector(
-        &self,
-        name: &'static str,
-        channels: usize,
-        values: ArrayView1<'_, f32>,
-    ) -> Result<Vec<f32>> {
-        if values.len() != channels {
-            return Err(Error::Shape {
-                tensor: name,
-                given: vec![values.len()],
-                expected: vec![channels],
-            });
-        }
-        let _ = self;
-        Ok(values.to_vec())
-    }
-
-    fn affine(&self, problem: &Problem, arrays: &Arrays<'_>) -> Result<wgpu::Buffer> {
-        let channels = problem.channels;
-        let weight = arrays
-            .weight
-            .map(|w| self.vector("weight", channels, w))
-            .transpose()?;
-        let bias = arrays
-            .bias
-            .map(|b| self.vector("bias", channels, b))
-            .transpose()?;
-        let mut packed = weight.unwrap_or_else(|| vec![1.0; channels]);
-        packed.extend(bias.unwrap_or_else(|| vec![0.0; channels]));
-        Ok(self.words("affine", &packed))
-    }
-
-    fn running(&self, problem: &Problem, running: &RunningArrays) -> Result<wgpu::Buffer> {
-        let mut packed = self.vector("running_mean", problem.channels, running.mean.view())?;
-        packed.extend(self.vector("running_var", problem.channels, running.variance.view())?);
-        packed.extend(vec![f32::from_bits(running.batches); problem.channels]);
-        Ok(self.words("running", &packed))
-    }
+/// The tensors that every pass needs, on the device.
+struct Uploaded {
+    input: wgpu::Buffer,
+    residual: Option<wgpu::Buffer>,
+    affine: wgpu::Buffer,
 }
 
 impl Gpu {
-    /// Copies buffers (which need `COPY_SRC`) to the host. Submits.
+    /// Submits an operation, if one is given, and copies buffers (which need `COPY_SRC`) to the host.
     ///
     /// # Errors
     /// [`Error::Device`] where there is no memory left or a buffer cannot be copied.
@@ -290,9 +211,7 @@ impl Gpu {
             usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
             mapped_at_creation: false,
         });
-        let mut encoder = self
-            .device
-            .create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        let mut encoder = self.device.create_command_encoder(&Default::default());
         if let Some(operation) = operation {
             operation.encode(&mut encoder);
         }
@@ -302,21 +221,21 @@ impl Gpu {
             offset += size.next_multiple_of(8);
         }
         self.queue.submit([encoder.finish()]);
-        let state = Arc::new(Mutex::new((None, None::<Waker>)));
-        let shared = Arc::clone(&state);
+        let mapping = Arc::new(Mutex::new(Mapping::default()));
+        let shared = Arc::clone(&mapping);
         staging.map_async(wgpu::MapMode::Read, .., move |result| {
-            let mut state = shared.lock().unwrap_or_else(PoisonError::into_inner);
-            state.0 = Some(result);
-            if let Some(waker) = state.1.take() {
+            let mut mapping = shared.lock().unwrap_or_else(PoisonError::into_inner);
+            mapping.result = Some(result);
+            if let Some(waker) = mapping.waker.take() {
                 waker.wake();
             }
         });
-        crate::encode::settle(scopes, "running an operation")?;
+        settle(scopes, "running an operation")?;
         Ok(Readback {
             device: self.device.clone(),
             staging,
             sizes,
-            state,
+            mapping,
         })
     }
 
@@ -330,8 +249,8 @@ impl Gpu {
         arrays: &Arrays<'_>,
         running: Option<&RunningArrays>,
     ) -> Result<ForwardResult> {
-        let (readback, rest) = self.start_forward(plan, arrays, running)?;
-        Ok(rest(readback.await?))
+        let readback = self.start_forward(plan, arrays, running)?;
+        Ok(forward_result(plan.problem(), readback.await?))
     }
 
     /// Uploads, runs and reads back an inference forward pass. Submits.
@@ -344,8 +263,8 @@ impl Gpu {
         arrays: &Arrays<'_>,
         running: &RunningArrays,
     ) -> Result<Array3<f32>> {
-        let (readback, rest) = self.start_inference(plan, arrays, running)?;
-        Ok(rest(readback.await?))
+        let readback = self.start_inference(plan, arrays, running)?;
+        Ok(inference_result(plan.problem(), readback.await?))
     }
 
     /// Uploads, runs and reads back a backward pass. Submits.
@@ -359,8 +278,8 @@ impl Gpu {
         grad_output: ArrayView3<'_, f32>,
         through: Through<'_>,
     ) -> Result<GradientArrays> {
-        let (readback, rest) = self.start_backward(plan, arrays, grad_output, through)?;
-        Ok(rest(readback.await?))
+        let readback = self.start_backward(plan, arrays, grad_output, through)?;
+        Ok(gradients(plan.problem(), grad_output, readback.await?))
     }
 
     fn start_forward(
@@ -368,31 +287,21 @@ impl Gpu {
         plan: &Plan,
         arrays: &Arrays<'_>,
         running: Option<&RunningArrays>,
-    ) -> Result<(
-        Readback,
-        impl FnOnce(Vec<Vec<u32>>) -> ForwardResult + use<>,
-    )> {
-        let problem = plan.problem().clone();
+    ) -> Result<Readback> {
+        let problem = plan.problem();
         let scopes = ErrorScopes::push(&self.device);
-        let upload = Upload { gpu: self };
-        let built = (|| {
-            let input = upload.tensor("input", &problem, arrays.input)?;
-            let residual = arrays
-                .residual
-                .map(|r| upload.tensor("residual", &problem, r))
-                .transpose()?;
-            let affine = upload.affine(&problem, arrays)?;
-            let running = running.map(|r| upload.running(&problem, r)).transpose()?;
-            let output = upload.empty("output", arrays.input.len());
-            let saved = upload.empty("saved", 4 * problem.channels);
-            Ok((input, residual, affine, running, output, saved))
-        })();
-        crate::encode::settle(scopes, "uploading tensors")?;
-        let (input, residual, affine, running, output, saved) = built?;
-        let mut args = ForwardTraining::new(&input, &output)
-            .affine_packed(&affine)
+        let uploaded = self.upload(problem, arrays);
+        let running = running
+            .map(|running| self.upload_running(problem, running))
+            .transpose();
+        let output = self.empty("output", arrays.input.len());
+        let saved = self.empty("saved", 4 * problem.channels);
+        settle(scopes, "uploading tensors")?;
+        let (uploaded, running) = (uploaded?, running?);
+        let mut args = ForwardTraining::new(&uploaded.input, &output)
+            .affine_packed(&uploaded.affine)
             .saved(&saved);
-        if let Some(residual) = &residual {
+        if let Some(residual) = &uploaded.residual {
             args = args.residual(residual);
         }
         if let Some(running) = &running {
@@ -402,29 +311,8 @@ impl Gpu {
             .kernels
             .prepare_now(plan)?
             .bind_forward_training(&args)?;
-        let wanted: Vec<_> = [&output, &saved]
-            .into_iter()
-            .chain(running.as_ref())
-            .collect();
-        let readback = self.submit_and_read(Some(&operation), &wanted)?;
-        Ok((readback, move |words: Vec<Vec<u32>>| {
-            let mut words = words.into_iter();
-            let mut next = || words.next().unwrap_or_default();
-            let (output, saved) = (next(), next());
-            let running = next();
-            ForwardResult {
-                output: tensor(&problem, &output),
-                saved: SavedArrays(rows(4, problem.channels, &saved)),
-                running: (!running.is_empty()).then(|| {
-                    let values = rows(3, problem.channels, &running);
-                    RunningArrays {
-                        mean: values.row(0).to_owned(),
-                        variance: values.row(1).to_owned(),
-                        batches: running[2 * problem.channels],
-                    }
-                }),
-            }
-        }))
+        let wanted: Vec<_> = [&output, &saved].into_iter().chain(&running).collect();
+        self.submit_and_read(Some(&operation), &wanted)
     }
 
     fn start_inference(
@@ -432,33 +320,20 @@ impl Gpu {
         plan: &Plan,
         arrays: &Arrays<'_>,
         running: &RunningArrays,
-    ) -> Result<(Readback, impl FnOnce(Vec<Vec<u32>>) -> Array3<f32> + use<>)> {
-        let problem = plan.problem().clone();
+    ) -> Result<Readback> {
         let scopes = ErrorScopes::push(&self.device);
-        let upload = Upload { gpu: self };
-        let built = (|| {
-            let input = upload.tensor("input", &problem, arrays.input)?;
-            let residual = arrays
-                .residual
-                .map(|r| upload.tensor("residual", &problem, r))
-                .transpose()?;
-            let affine = upload.affine(&problem, arrays)?;
-            let running = upload.running(&problem, running)?;
-            let output = upload.empty("output", arrays.input.len());
-            Ok((input, residual, affine, running, output))
-        })();
-        crate::encode::settle(scopes, "uploading tensors")?;
-        let (input, residual, affine, running, output) = built?;
+        let uploaded = self.upload(plan.problem(), arrays);
+        let running = self.upload_running(plan.problem(), running);
+        let output = self.empty("output", arrays.input.len());
+        settle(scopes, "uploading tensors")?;
+        let (uploaded, running) = (uploaded?, running?);
         let mut args =
-            Inference::new(&input, Running::packed(&running), &output).affine_packed(&affine);
-        if let Some(residual) = &residual {
+            Inference::new(&uploaded.input, &running, &output).affine_packed(&uploaded.affine);
+        if let Some(residual) = &uploaded.residual {
             args = args.residual(residual);
         }
         let operation = self.kernels.prepare_now(plan)?.bind_inference(&args)?;
-        let readback = self.submit_and_read(Some(&operation), &[&output])?;
-        Ok((readback, move |words: Vec<Vec<u32>>| {
-            tensor(&problem, words.first().map_or(&[], Vec::as_slice))
-        }))
+        self.submit_and_read(Some(&operation), &[&output])
     }
 
     fn start_backward(
@@ -467,63 +342,31 @@ impl Gpu {
         arrays: &Arrays<'_>,
         grad_output: ArrayView3<'_, f32>,
         through: Through<'_>,
-    ) -> Result<(
-        Readback,
-        impl FnOnce(Vec<Vec<u32>>) -> GradientArrays + use<>,
-    )> {
-        let problem = plan.problem().clone();
-        let recomputes = problem.residual && problem.activation != Activation::None;
+    ) -> Result<Readback> {
+        let problem = plan.problem();
         let scopes = ErrorScopes::push(&self.device);
-        let upload = Upload { gpu: self };
-        let built = (|| {
-            let input = upload.tensor("input", &problem, arrays.input)?;
-            let grad = upload.tensor("grad_output", &problem, grad_output)?;
-            let residual = arrays
-                .residual
-                .map(|r| upload.tensor("residual", &problem, r))
-                .transpose()?;
-            let affine = upload.affine(&problem, arrays)?;
-            let statistics = match through {
-                Through::Running(running) => upload.running(&problem, running)?,
-                Through::Saved(SavedArrays(rows)) => {
-                    if rows.dim() != (4, problem.channels) {
-                        let (given, expected) = (rows.shape().to_vec(), vec![4, problem.channels]);
-                        return Err(Error::Shape {
-                            tensor: "saved",
-                            given,
-                            expected,
-                        });
-                    }
-                    upload.words(
-                        "saved",
-                        rows.as_standard_layout().as_slice().unwrap_or_default(),
-                    )
-                }
-            };
-            let grad_input = upload.empty("grad_input", arrays.input.len());
-            let grad_affine = upload.empty("grad_affine", 2 * problem.channels);
-            let grad_residual =
-                recomputes.then(|| upload.empty("grad_residual", arrays.input.len()));
-            Ok((
-                input,
-                grad,
-                residual,
-                affine,
-                statistics,
-                grad_input,
-                grad_affine,
-                grad_residual,
-            ))
-        })();
-        crate::encode::settle(scopes, "uploading tensors")?;
-        let (input, grad, residual, affine, statistics, grad_input, grad_affine, grad_residual) =
-            built?;
-        let mut args = match through {
-            Through::Saved(_) => Backward::new(&input, &statistics, &grad, &grad_input),
-            Through::Running(_) => Backward::frozen(&input, &statistics, &grad, &grad_input),
+        let uploaded = self.upload(problem, arrays);
+        let grad_output = self.upload_tensor("grad_output", problem, grad_output);
+        let statistics = match through {
+            Through::Running(running) => self.upload_running(problem, running),
+            Through::Saved(saved) => self.upload_saved(problem, saved),
         };
-        args = args.affine_packed(&affine).grad_affine_packed(&grad_affine);
-        if let Some(residual) = &residual {
+        let grad_input = self.empty("grad_input", arrays.input.len());
+        let grad_affine = self.empty("grad_affine", 2 * problem.channels);
+        let grad_residual = problem
+            .writes_grad_residual()
+            .then(|| self.empty("grad_residual", arrays.input.len()));
+        settle(scopes, "uploading tensors")?;
+        let (uploaded, grad_output, statistics) = (uploaded?, grad_output?, statistics?);
+        let input = &uploaded.input;
+        let mut args = match through {
+            Through::Saved(_) => Backward::new(input, &statistics, &grad_output, &grad_input),
+            Through::Running(_) => Backward::frozen(input, &statistics, &grad_output, &grad_input),
+        };
+        args = args
+            .affine_packed(&uploaded.affine)
+            .grad_affine_packed(&grad_affine);
+        if let Some(residual) = &uploaded.residual {
             args = args.residual(residual);
         }
         if let Some(grad_residual) = &grad_residual {
@@ -532,28 +375,85 @@ impl Gpu {
         let operation = self.kernels.prepare_now(plan)?.bind_backward(&args)?;
         let wanted: Vec<_> = [&grad_input, &grad_affine]
             .into_iter()
-            .chain(grad_residual.as_ref())
+            .chain(&grad_residual)
             .collect();
-        let readback = self.submit_and_read(Some(&operation), &wanted)?;
-        // Without an activation the residual's gradient is grad_output itself.
-        let passed_through = (problem.residual && !recomputes).then(|| grad_output.to_owned());
-        Ok((readback, move |words: Vec<Vec<u32>>| {
-            let mut words = words.into_iter();
-            let mut next = || words.next().unwrap_or_default();
-            let input = tensor(&problem, &next());
-            let affine = rows(2, problem.channels, &next());
-            let residual = if recomputes {
-                Some(tensor(&problem, &next()))
-            } else {
-                passed_through
-            };
-            GradientArrays {
-                input,
-                residual,
-                weight: affine.row(0).to_owned(),
-                bias: affine.row(1).to_owned(),
+        self.submit_and_read(Some(&operation), &wanted)
+    }
+
+    fn empty(&self, label: &'static str, words: usize) -> wgpu::Buffer {
+        self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some(label),
+            size: words as u64 * 4,
+            usage: wgpu::BufferUsages::STORAGE
+                | wgpu::BufferUsages::COPY_SRC
+                | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        })
+    }
+
+    fn upload_words(&self, label: &'static str, values: &[f32]) -> wgpu::Buffer {
+        let buffer = self.empty(label, values.len());
+        self.queue
+            .write_buffer(&buffer, 0, bytemuck::cast_slice(values));
+        buffer
+    }
+
+    fn upload_tensor(
+        &self,
+        name: &'static str,
+        problem: &Problem,
+        array: ArrayView3<'_, f32>,
+    ) -> Result<wgpu::Buffer> {
+        check_shape(name, array.shape(), &problem.shape())?;
+        let array = array.as_standard_layout();
+        Ok(self.upload_words(name, array.as_slice().unwrap_or_default()))
+    }
+
+    fn upload(&self, problem: &Problem, arrays: &Arrays<'_>) -> Result<Uploaded> {
+        let channels = problem.channels;
+        let input = self.upload_tensor("input", problem, arrays.input)?;
+        let residual = arrays
+            .residual
+            .map(|r| self.upload_tensor("residual", problem, r));
+        let mut affine = vec![1.0; channels];
+        affine.resize(2 * channels, 0.0);
+        let (weight, bias) = affine.split_at_mut(channels);
+        for (name, given, target) in [
+            ("weight", arrays.weight, weight),
+            ("bias", arrays.bias, bias),
+        ] {
+            if let Some(given) = given {
+                check_shape(name, given.shape(), &[channels])?;
+                given.iter().zip(target).for_each(|(from, to)| *to = *from);
             }
-        }))
+        }
+        let affine = self.upload_words("affine", &affine);
+        Ok(Uploaded {
+            input,
+            residual: residual.transpose()?,
+            affine,
+        })
+    }
+
+    fn upload_running(&self, problem: &Problem, running: &RunningArrays) -> Result<wgpu::Buffer> {
+        let channels = problem.channels;
+        check_shape("running_mean", running.mean.shape(), &[channels])?;
+        check_shape("running_var", running.variance.shape(), &[channels])?;
+        let batches = Array1::from_elem(channels, f32::from_bits(running.batches));
+        let words: Vec<f32> = running
+            .mean
+            .iter()
+            .chain(&running.variance)
+            .chain(&batches)
+            .copied()
+            .collect();
+        Ok(self.upload_words("running", &words))
+    }
+
+    fn upload_saved(&self, problem: &Problem, saved: &SavedArrays) -> Result<wgpu::Buffer> {
+        check_shape("saved", saved.0.shape(), &[4, problem.channels])?;
+        let rows = saved.0.as_standard_layout();
+        Ok(self.upload_words("saved", rows.as_slice().unwrap_or_default()))
     }
 }
 
@@ -570,8 +470,8 @@ impl Gpu {
         arrays: &Arrays<'_>,
         running: Option<&RunningArrays>,
     ) -> Result<ForwardResult> {
-        let (readback, rest) = self.start_forward(plan, arrays, running)?;
-        Ok(rest(readback.wait()?))
+        let readback = self.start_forward(plan, arrays, running)?;
+        Ok(forward_result(plan.problem(), readback.wait()?))
     }
 
     /// As [`Gpu::inference_async`].
@@ -584,8 +484,8 @@ impl Gpu {
         arrays: &Arrays<'_>,
         running: &RunningArrays,
     ) -> Result<Array3<f32>> {
-        let (readback, rest) = self.start_inference(plan, arrays, running)?;
-        Ok(rest(readback.wait()?))
+        let readback = self.start_inference(plan, arrays, running)?;
+        Ok(inference_result(plan.problem(), readback.wait()?))
     }
 
     /// As [`Gpu::backward_async`].
@@ -599,25 +499,81 @@ impl Gpu {
         grad_output: ArrayView3<'_, f32>,
         through: Through<'_>,
     ) -> Result<GradientArrays> {
-        let (readback, rest) = self.start_backward(plan, arrays, grad_output, through)?;
-        Ok(rest(readback.wait()?))
+        let readback = self.start_backward(plan, arrays, grad_output, through)?;
+        Ok(gradients(plan.problem(), grad_output, readback.wait()?))
     }
 }
 
-fn tensor(problem: &Problem, words: &[u32]) -> Array3<f32> {
-    let values = words.iter().map(|&w| f32::from_bits(w));
-    let flat = Array1::from_iter(values);
-    // The words came from a buffer made for this very shape.
-    flat.into_shape_with_order(problem.shape())
+fn forward_result(problem: &Problem, words: Vec<Vec<u32>>) -> ForwardResult {
+    let mut words = words.into_iter();
+    let output = tensor(problem, words.next());
+    let saved = SavedArrays(rows(4, problem.channels, words.next()));
+    let running = words.next().map(|running| {
+        let batches = running[2 * problem.channels];
+        let values = rows(3, problem.channels, Some(running));
+        RunningArrays {
+            mean: values.row(0).to_owned(),
+            variance: values.row(1).to_owned(),
+            batches,
+        }
+    });
+    ForwardResult {
+        output,
+        saved,
+        running,
+    }
+}
+
+fn inference_result(problem: &Problem, words: Vec<Vec<u32>>) -> Array3<f32> {
+    tensor(problem, words.into_iter().next())
+}
+
+fn gradients(
+    problem: &Problem,
+    grad_output: ArrayView3<'_, f32>,
+    words: Vec<Vec<u32>>,
+) -> GradientArrays {
+    let mut words = words.into_iter();
+    let input = tensor(problem, words.next());
+    let affine = rows(2, problem.channels, words.next());
+    let residual = problem.residual.then(|| {
+        if problem.writes_grad_residual() {
+            tensor(problem, words.next())
+        } else {
+            grad_output.to_owned()
+        }
+    });
+    let (weight, bias) = (affine.row(0).to_owned(), affine.row(1).to_owned());
+    GradientArrays {
+        input,
+        residual,
+        weight,
+        bias,
+    }
+}
+
+fn check_shape(tensor: &'static str, given: &[usize], expected: &[usize]) -> Result<()> {
+    if given == expected {
+        return Ok(());
+    }
+    Err(Error::Shape {
+        tensor,
+        given: given.to_vec(),
+        expected: expected.to_vec(),
+    })
+}
+
+/// Words read back from a buffer that was made for this very shape.
+fn tensor(problem: &Problem, words: Option<Vec<u32>>) -> Array3<f32> {
+    let values = words.unwrap_or_default().into_iter().map(f32::from_bits);
+    Array1::from_iter(values)
+        .into_shape_with_order(problem.shape())
         .unwrap_or_default()
 }
 
-fn rows(n: usize, channels: usize, words: &[u32]) -> Array2<f32> {
-    let mut values = Array2::zeros((n, channels));
-    for (mut row, words) in values.axis_iter_mut(Axis(0)).zip(words.chunks(channels)) {
-        row.iter_mut()
-            .zip(words)
-            .for_each(|(value, &word)| *value = f32::from_bits(word));
-    }
-    values
+fn rows(n: usize, channels: usize, words: Option<Vec<u32>>) -> Array2<f32> {
+    let values = words.unwrap_or_default().into_iter().map(f32::from_bits);
+    Array1::from_iter(values)
+        .into_shape_with_order((n, channels))
+        .unwrap_or_default()
 }

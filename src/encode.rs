@@ -1318,8 +1318,7 @@ impl<'a> Recorder<'a> {
         step.params.count = count.unwrap_or(step.params.count);
         self.push(step, bindings)?;
 
-        let needs_grad_residual =
-            self.plan.problem().residual && self.plan.problem().activation != Activation::None;
+        let needs_grad_residual = self.plan.problem().writes_grad_residual();
         let grad_residual = match (needs_grad_residual, args.grad_residual) {
             (true, Some(range)) => Some(self.tensor("grad_residual", range, Access::Write)?),
             (false, None) => None,

@@ -36,6 +36,7 @@ pub(crate) enum Slot {
 /// One storage binding: its number and name in the shader, its role, and whether the kernel writes it.
 pub(crate) struct Binding {
     pub number: u32,
+    #[cfg_attr(not(test), expect(dead_code, reason = "a test holds it to the shader"))]
     pub name: &'static str,
     pub slot: Slot,
     pub writes: bool,
@@ -95,6 +96,10 @@ pub enum Kernel {
 
 /// A row of the table.
 pub(crate) struct Entry {
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "a test holds it to the order of the table")
+    )]
     pub kernel: Kernel,
     /// The file in `shaders/`, without its suffix.
     pub file: &'static str,
@@ -510,7 +515,7 @@ impl Kernels {
         let entry = key.kernel.entry();
         let label = Some(entry.entry_point);
         let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
-            label,
+            label: Some(entry.file),
             source: wgpu::ShaderSource::Wgsl(key.source().into()),
         });
         let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {

@@ -171,6 +171,8 @@ pub struct Choices {
     pub flat_workgroup: Option<u32>,
     /// Workgroups of a flat dispatch, at most.
     pub flat_workgroups: Option<u32>,
+    /// Plan as for another kind of adapter: a software adapter can check a GPU's plans.
+    pub device_type: Option<wgpu::DeviceType>,
 }
 
 impl Choices {
@@ -189,6 +191,12 @@ impl Choices {
     /// Forces a ceiling on pieces.
     pub fn pieces(mut self, pieces: u32) -> Self {
         self.pieces = Some(pieces);
+        self
+    }
+
+    /// Plans as for another kind of adapter.
+    pub fn device_type(mut self, device_type: wgpu::DeviceType) -> Self {
+        self.device_type = Some(device_type);
         self
     }
 
@@ -319,6 +327,10 @@ impl Plan {
     pub fn with(problem: &Problem, caps: &Caps, choices: &Choices) -> Result<Self> {
         problem.validate()?;
         caps.require()?;
+        let caps = &Caps {
+            device_type: choices.device_type.unwrap_or(caps.device_type),
+            ..caps.clone()
+        };
         if let Some(strategy @ (Strategy::Resident | Strategy::Streaming)) = choices.strategy {
             let what = format!("the {strategy} strategy, which has no kernels in this version");
             return Err(Error::Unsupported {

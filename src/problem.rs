@@ -260,6 +260,11 @@ impl Problem {
         [self.outer, self.channels, self.inner]
     }
 
+    /// Whether a backward pass writes a gradient of the residual: without an activation it is `grad_output` itself.
+    pub fn writes_grad_residual(&self) -> bool {
+        self.residual && self.activation != Activation::None
+    }
+
     /// Checks everything that does not depend on a device. [`Plan::new`](crate::Plan::new) does it too.
     ///
     /// # Errors

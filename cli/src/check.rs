@@ -498,7 +498,12 @@ pub fn cases(full: bool, base: &Choices) -> Vec<Case> {
     let mut turn = 0usize;
     let mut add =
         |operation, [outer, channels, inner]: [usize; 3], data, gradient, walk: Walk, all: bool| {
-            let fusions = if all { 0..8 } else { turn..turn + 1 };
+            // Eight operations and walks take turns: the shift lets each meet every fusion.
+            let fusions = if all {
+                0..8
+            } else {
+                turn + turn / 8..turn + turn / 8 + 1
+            };
             for fusion in fusions {
                 let preset = [
                     Preset::Pytorch,
@@ -614,7 +619,15 @@ pub fn run(args: &CheckArgs) -> Result<()> {
     let gpu = Gpu::find(args.device.backends(), args.device.adapter.as_deref())?;
     let info = gpu.adapter.get_info();
     let exact = gpu.keeps_remainders()?;
-    let cases = cases(args.full, &args.device.choices());
+    let choices = args.device.choices();
+    let mut cases = cases(args.full, &choices);
+    if args.full && info.device_type == wgpu::DeviceType::Cpu {
+        // A GPU's plans run here too: what they compute does not depend on the adapter.
+        cases.extend(self::cases(
+            true,
+            &choices.device_type(wgpu::DeviceType::DiscreteGpu),
+        ));
+    }
     let bar = ProgressBar::with_draw_target(
         Some(cases.len() as u64),
         if std::io::stderr().is_terminal() {

@@ -10,7 +10,8 @@ use crate::plan::{Params, flags};
 const ELEMENTS: [Elements; 2] = [Elements::F32x4, Elements::F32x1];
 
 fn parse(source: &str) -> (naga::Module, naga::valid::ModuleInfo) {
-    let module = naga::front::wgsl::parse_str(source).unwrap_or_else(|e| panic!("{}", e.emit_to_string(source)));
+    let module = naga::front::wgsl::parse_str(source)
+        .unwrap_or_else(|e| panic!("{}", e.emit_to_string(source)));
     let info = Validator::new(ValidationFlags::all(), Capabilities::empty())
         .validate(&module)
         .unwrap_or_else(|e| panic!("{}", e.emit_to_string(source)));
@@ -20,7 +21,11 @@ fn parse(source: &str) -> (naga::Module, naga::valid::ModuleInfo) {
 #[test]
 fn the_table_is_in_the_order_of_the_enum() {
     for entry in &TABLE {
-        assert!(std::ptr::eq(entry.kernel.entry(), entry), "{:?} is at another kernel's place", entry.kernel);
+        assert!(
+            std::ptr::eq(entry.kernel.entry(), entry),
+            "{:?} is at another kernel's place",
+            entry.kernel
+        );
     }
 }
 
@@ -35,27 +40,54 @@ fn shaders_and_table_agree_on_bindings() {
                 .entry_points
                 .iter()
                 .position(|e| e.name == entry.entry_point)
-                .unwrap_or_else(|| panic!("{}.wgsl has no entry point {}", entry.file, entry.entry_point));
+                .unwrap_or_else(|| {
+                    panic!(
+                        "{}.wgsl has no entry point {}",
+                        entry.file, entry.entry_point
+                    )
+                });
             let used = info.get_entry_point(index);
             let mut found = BTreeSet::new();
             for (handle, variable) in module.global_variables.iter() {
                 if used[handle].is_empty() {
                     continue;
                 }
-                let Some(binding) = &variable.binding else { continue };
-                assert_eq!(binding.group, 0, "{}: all bindings are in group 0", entry.entry_point);
+                let Some(binding) = &variable.binding else {
+                    continue;
+                };
+                assert_eq!(
+                    binding.group, 0,
+                    "{}: all bindings are in group 0",
+                    entry.entry_point
+                );
                 if variable.space == naga::AddressSpace::Uniform {
-                    assert_eq!(binding.binding, 0, "{}: the parameters are binding 0", entry.entry_point);
+                    assert_eq!(
+                        binding.binding, 0,
+                        "{}: the parameters are binding 0",
+                        entry.entry_point
+                    );
                     continue;
                 }
                 let naga::AddressSpace::Storage { access } = variable.space else {
                     panic!("{}: {:?} is no buffer", entry.entry_point, variable.name)
                 };
                 let writes = access.contains(naga::StorageAccess::STORE);
-                found.insert((binding.binding, variable.name.clone().unwrap_or_default(), writes));
+                found.insert((
+                    binding.binding,
+                    variable.name.clone().unwrap_or_default(),
+                    writes,
+                ));
             }
-            let table = entry.bindings.iter().map(|b| (b.number, b.name.to_owned(), b.writes)).collect();
-            assert_eq!(found, table, "{} in {}.wgsl and the table differ", entry.entry_point, entry.file);
+            let table = entry
+                .bindings
+                .iter()
+                .map(|b| (b.number, b.name.to_owned(), b.writes))
+                .collect();
+            assert_eq!(
+                found, table,
+                "{} in {}.wgsl and the table differ",
+                entry.entry_point, entry.file
+            );
         }
     }
 }
@@ -66,8 +98,14 @@ fn every_entry_point_has_a_row() {
     for entry in &TABLE {
         let (module, _) = parse(&compose(Elements::F32x4, entry));
         for found in &module.entry_points {
-            let row = TABLE.iter().any(|e| e.file == entry.file && e.entry_point == found.name);
-            assert!(row, "{}.wgsl: entry point {} is in no row", entry.file, found.name);
+            let row = TABLE
+                .iter()
+                .any(|e| e.file == entry.file && e.entry_point == found.name);
+            assert!(
+                row,
+                "{}.wgsl: entry point {} is in no row",
+                entry.file, found.name
+            );
         }
     }
 }
@@ -78,8 +116,14 @@ fn every_entry_point_has_a_row() {
 fn shaders_and_table_agree_on_overrides() {
     for entry in &TABLE {
         let (module, info) = parse(&compose(Elements::F32x4, entry));
-        let named = |handle: naga::Handle<naga::Override>| module.overrides[handle].name.clone().unwrap_or_default();
-        let index = module.entry_points.iter().position(|e| e.name == entry.entry_point).unwrap();
+        let named = |handle: naga::Handle<naga::Override>| {
+            module.overrides[handle].name.clone().unwrap_or_default()
+        };
+        let index = module
+            .entry_points
+            .iter()
+            .position(|e| e.name == entry.entry_point)
+            .unwrap();
         let mut used = BTreeSet::new();
         let mut collect = |function: &naga::Function| {
             for (_, expression) in function.expressions.iter() {
@@ -103,7 +147,11 @@ fn shaders_and_table_agree_on_overrides() {
             .to_owned()
         };
         let table: BTreeSet<String> = entry.overrides.iter().map(name).collect();
-        assert_eq!(used, table, "{} in {}.wgsl and the table differ on overrides", entry.entry_point, entry.file);
+        assert_eq!(
+            used, table,
+            "{} in {}.wgsl and the table differ on overrides",
+            entry.entry_point, entry.file
+        );
         let key = PipelineKey::new(
             entry.kernel,
             Elements::F32x4,
@@ -112,14 +160,25 @@ fn shaders_and_table_agree_on_overrides() {
             true,
             crate::plan::ChannelLookup::Any,
         );
-        let known: BTreeSet<String> = module.overrides.iter().filter_map(|(_, o)| o.name.clone()).collect();
+        let known: BTreeSet<String> = module
+            .overrides
+            .iter()
+            .filter_map(|(_, o)| o.name.clone())
+            .collect();
         for (constant, _) in key.constants() {
-            assert!(known.contains(constant), "{constant} is no override of {}.wgsl", entry.file);
+            assert!(
+                known.contains(constant),
+                "{constant} is no override of {}.wgsl",
+                entry.file
+            );
         }
     }
 }
 
-fn reachable(module: &naga::Module, from: &naga::Function) -> BTreeSet<naga::Handle<naga::Function>> {
+fn reachable(
+    module: &naga::Module,
+    from: &naga::Function,
+) -> BTreeSet<naga::Handle<naga::Function>> {
     fn calls(block: &naga::Block, out: &mut Vec<naga::Handle<naga::Function>>) {
         for statement in block.iter() {
             match statement {
@@ -129,11 +188,15 @@ fn reachable(module: &naga::Module, from: &naga::Function) -> BTreeSet<naga::Han
                     calls(accept, out);
                     calls(reject, out);
                 }
-                naga::Statement::Loop { body, continuing, .. } => {
+                naga::Statement::Loop {
+                    body, continuing, ..
+                } => {
                     calls(body, out);
                     calls(continuing, out);
                 }
-                naga::Statement::Switch { cases, .. } => cases.iter().for_each(|c| calls(&c.body, out)),
+                naga::Statement::Switch { cases, .. } => {
+                    cases.iter().for_each(|c| calls(&c.body, out))
+                }
                 _ => {}
             }
         }
@@ -156,14 +219,52 @@ fn shaders_and_rust_agree_on_parameters() {
         ($($field:ident),* $(,)?) => { vec![$((stringify!($field), std::mem::offset_of!(Params, $field) as u32)),*] };
     }
     let rust = offsets![
-        zero, elements, channels, inner, count, workgroups, rows, row_vectors, pieces, piece_length, step_rows,
-        step_vectors, tile, slots, width, repetitions, span, vectors, stride, stride_channels, stride_inner, flags,
-        eps, weight_old, weight_new, present, start_0, start_1, start_2, absent_0, absent_1, absent_2,
+        zero,
+        elements,
+        channels,
+        inner,
+        count,
+        workgroups,
+        rows,
+        row_vectors,
+        pieces,
+        piece_length,
+        step_rows,
+        step_vectors,
+        tile,
+        slots,
+        width,
+        repetitions,
+        span,
+        vectors,
+        stride,
+        stride_channels,
+        stride_inner,
+        flags,
+        eps,
+        weight_old,
+        weight_new,
+        present,
+        start_0,
+        start_1,
+        start_2,
+        absent_0,
+        absent_1,
+        absent_2,
     ];
     let (module, _) = parse(&compose(Elements::F32x4, &TABLE[0]));
-    let (_, params) = module.types.iter().find(|(_, t)| t.name.as_deref() == Some("Params")).unwrap();
-    let naga::TypeInner::Struct { members, span } = &params.inner else { panic!("Params is no struct") };
-    let wgsl: Vec<_> = members.iter().map(|m| (m.name.as_deref().unwrap_or(""), m.offset)).collect();
+    let (_, params) = module
+        .types
+        .iter()
+        .find(|(_, t)| t.name.as_deref() == Some("Params"))
+        .unwrap();
+    let naga::TypeInner::Struct { members, span } = &params.inner else {
+        panic!("Params is no struct")
+    };
+    let wgsl: Vec<_> = members
+        .iter()
+        .map(|m| (m.name.as_deref().unwrap_or(""), m.offset))
+        .collect();
     assert_eq!(wgsl, rust);
     assert_eq!(*span as usize, size_of::<Params>());
 }
@@ -184,9 +285,14 @@ fn shaders_and_rust_agree_on_flags() {
     ];
     let (module, _) = parse(&compose(Elements::F32x4, &TABLE[0]));
     for (name, value) in rust {
-        let (_, constant) =
-            module.constants.iter().find(|(_, c)| c.name.as_deref() == Some(name)).unwrap_or_else(|| panic!("{name}"));
-        let naga::Expression::Literal(naga::Literal::U32(bits)) = module.global_expressions[constant.init] else {
+        let (_, constant) = module
+            .constants
+            .iter()
+            .find(|(_, c)| c.name.as_deref() == Some(name))
+            .unwrap_or_else(|| panic!("{name}"));
+        let naga::Expression::Literal(naga::Literal::U32(bits)) =
+            module.global_expressions[constant.init]
+        else {
             panic!("{name} is no u32")
         };
         assert_eq!(bits, value, "{name}");
@@ -197,11 +303,20 @@ fn shaders_and_rust_agree_on_flags() {
 #[test]
 fn there_are_at_most_ten_shader_files() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/shaders");
-    let files = std::fs::read_dir(folder).unwrap().map(|f| f.unwrap().path()).filter(|f| f.is_file());
-    let mut names: Vec<_> = files.map(|f| f.file_stem().unwrap().to_string_lossy().into_owned()).collect();
+    let files = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|f| f.unwrap().path())
+        .filter(|f| f.is_file());
+    let mut names: Vec<_> = files
+        .map(|f| f.file_stem().unwrap().to_string_lossy().into_owned())
+        .collect();
     names.sort();
     assert!(names.len() <= 10, "{names:?}");
     let mut known: BTreeSet<&str> = TABLE.iter().map(|e| e.file).collect();
     known.insert("prelude");
-    assert_eq!(names, known.into_iter().collect::<Vec<_>>(), "a file that no row uses");
+    assert_eq!(
+        names,
+        known.into_iter().collect::<Vec<_>>(),
+        "a file that no row uses"
+    );
 }

@@ -5,23 +5,45 @@ use wgpu_batchnorm_cli::check::{cases, run_cases};
 
 use crate::{name, on_every_adapter};
 
-fn agree(gpu: &Gpu, full: bool) {
+fn agree(gpu: &Gpu, choices: &Choices) {
     let mut failures = Vec::new();
-    let outcomes = run_cases(gpu, cases(full, &Choices::default()), |_| {});
+    let outcomes = run_cases(gpu, cases(false, choices), |_| {});
     for outcome in outcomes.iter().filter(|o| !o.passed()) {
         let report = match &outcome.result {
             Err(error) => error.clone(),
-            Ok(all) => all.iter().filter(|c| !c.places.is_empty()).map(|c| c.report()).collect::<Vec<_>>().join("\n"),
+            Ok(all) => all
+                .iter()
+                .filter(|c| !c.places.is_empty())
+                .map(|c| c.report())
+                .collect::<Vec<_>>()
+                .join("\n"),
         };
         failures.push(format!("{}\n{report}", outcome.case));
     }
-    println!("{}: {} cases, {} failed", name(gpu), outcomes.len(), failures.len());
-    assert!(failures.is_empty(), "on {}:\n{}", name(gpu), failures.join("\n"));
+    println!(
+        "{}: {} cases, {} failed",
+        name(gpu),
+        outcomes.len(),
+        failures.len()
+    );
+    assert!(
+        failures.is_empty(),
+        "on {}:\n{}",
+        name(gpu),
+        failures.join("\n")
+    );
 }
 
 #[test]
 fn gpu_agrees_with_the_reference() {
-    on_every_adapter(|gpu| agree(gpu, false));
+    on_every_adapter(|gpu| agree(gpu, &Choices::default()));
+}
+
+/// A GPU's plans (wide workgroups, several lanes to a merge), wherever they run.
+#[test]
+fn plans_for_a_gpu_agree_with_the_reference() {
+    let choices = Choices::default().device_type(wgpu::DeviceType::DiscreteGpu);
+    on_every_adapter(|gpu| agree(gpu, &choices));
 }
 
 #[test]

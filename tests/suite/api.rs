@@ -3,9 +3,9 @@
 use ndarray::{Array1, Array3};
 use wgpu_batchnorm::reference::{self, Inputs, Statistics};
 use wgpu_batchnorm::{
-    Activation, Arrays, Backward, BackwardApply, BackwardReduce, Batch, BatchNorm, BufferRange, Combine, Finalize,
-    ForwardTraining, Gpu, Inference, Momentum, Normalize, Operation, Plan, Prepared, Problem, Reduce, Running,
-    RunningArrays, Through,
+    Activation, Arrays, Backward, BackwardApply, BackwardReduce, Batch, BatchNorm, BufferRange,
+    Combine, Finalize, ForwardTraining, Gpu, Inference, Momentum, Normalize, Operation, Plan,
+    Prepared, Problem, Reduce, Running, RunningArrays, Through,
 };
 use wgpu_batchnorm_cli::check::{Data, Random, input};
 
@@ -13,7 +13,8 @@ use crate::{name, on_every_adapter};
 
 pub(crate) fn storage(gpu: &Gpu, values: &[f32]) -> wgpu::Buffer {
     let buffer = empty(gpu, values.len());
-    gpu.queue.write_buffer(&buffer, 0, bytemuck::cast_slice(values));
+    gpu.queue
+        .write_buffer(&buffer, 0, bytemuck::cast_slice(values));
     buffer
 }
 
@@ -21,14 +22,20 @@ pub(crate) fn empty(gpu: &Gpu, words: usize) -> wgpu::Buffer {
     gpu.device.create_buffer(&wgpu::BufferDescriptor {
         label: None,
         size: words as u64 * 4,
-        usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
+        usage: wgpu::BufferUsages::STORAGE
+            | wgpu::BufferUsages::COPY_SRC
+            | wgpu::BufferUsages::COPY_DST,
         mapped_at_creation: false,
     })
 }
 
 fn run(gpu: &Gpu, operations: &[&Operation]) {
-    let mut encoder = gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-    operations.iter().for_each(|operation| operation.encode(&mut encoder));
+    let mut encoder = gpu
+        .device
+        .create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    operations
+        .iter()
+        .for_each(|operation| operation.encode(&mut encoder));
     gpu.queue.submit([encoder.finish()]);
 }
 
@@ -37,18 +44,27 @@ fn floats(gpu: &Gpu, buffer: &wgpu::Buffer) -> Vec<f32> {
 }
 
 fn words(gpu: &Gpu, buffer: &wgpu::Buffer) -> Vec<u32> {
-    gpu.submit_and_read(None, &[buffer]).unwrap().wait().unwrap().remove(0)
+    gpu.submit_and_read(None, &[buffer])
+        .unwrap()
+        .wait()
+        .unwrap()
+        .remove(0)
 }
 
 pub(crate) fn prepared(gpu: &Gpu, problem: &Problem) -> Prepared {
-    gpu.kernels.prepare(&Plan::new(problem, gpu.kernels.caps()).unwrap()).unwrap()
+    gpu.kernels
+        .prepare(&Plan::new(problem, gpu.kernels.caps()).unwrap())
+        .unwrap()
 }
 
 fn close(what: &str, got: &[f32], want: &[f64], bound: f64) {
     assert_eq!(got.len(), want.len(), "{what}");
     let scale = want.iter().fold(1.0, |m: f64, v| m.max(v.abs()));
     for (i, (got, want)) in got.iter().zip(want).enumerate() {
-        assert!((f64::from(*got) - want).abs() <= bound * scale, "{what}[{i}]: {got}, wanted {want}");
+        assert!(
+            (f64::from(*got) - want).abs() <= bound * scale,
+            "{what}[{i}]: {got}, wanted {want}"
+        );
     }
 }
 
@@ -65,7 +81,11 @@ struct Fixture {
 fn fixture(shape: [usize; 3]) -> Fixture {
     let problem = Problem::new(shape[0], shape[1], shape[2]);
     let mut random = Random::new(11);
-    let mut vector = |low: f32| (0..shape[1]).map(|_| low + random.uniform()).collect::<Vec<_>>();
+    let mut vector = |low: f32| {
+        (0..shape[1])
+            .map(|_| low + random.uniform())
+            .collect::<Vec<_>>()
+    };
     Fixture {
         weight: vector(0.5),
         bias: vector(-0.5),
@@ -79,7 +99,11 @@ fn fixture(shape: [usize; 3]) -> Fixture {
 
 impl Fixture {
     fn arrays<'a>(&'a self, weight: &'a Array1<f32>, bias: &'a Array1<f32>) -> Arrays<'a> {
-        Arrays { weight: Some(weight.view()), bias: Some(bias.view()), ..Arrays::new(self.x.view()) }
+        Arrays {
+            weight: Some(weight.view()),
+            bias: Some(bias.view()),
+            ..Arrays::new(self.x.view())
+        }
     }
 
     fn statistics(&self) -> Statistics {
@@ -103,29 +127,59 @@ fn packed_and_apart_give_the_same_bits() {
             let state = [f.mean.clone(), f.variance.clone(), vec![batches; channels]].concat();
             let running = storage(gpu, &state);
             let (saved, grads) = (empty(gpu, 4 * channels), empty(gpu, 2 * channels));
-            run(gpu, &[
-                &step.bind_forward_training(
-                    &ForwardTraining::new(&x, &y).affine_packed(&affine).running(&running).saved(&saved)).unwrap(),
-                &step.bind_backward(&Backward::new(&x, &saved, &grad, &dx).affine_packed(&affine).grad_affine_packed(&grads))
-                    .unwrap(),
-            ]);
-            let packed = [floats(gpu, &y), floats(gpu, &running), floats(gpu, &saved), floats(gpu, &dx), floats(gpu, &grads)];
+            run(
+                gpu,
+                &[
+                    &step
+                        .bind_forward_training(
+                            &ForwardTraining::new(&x, &y)
+                                .affine_packed(&affine)
+                                .running(&running)
+                                .saved(&saved),
+                        )
+                        .unwrap(),
+                    &step
+                        .bind_backward(
+                            &Backward::new(&x, &saved, &grad, &dx)
+                                .affine_packed(&affine)
+                                .grad_affine_packed(&grads),
+                        )
+                        .unwrap(),
+                ],
+            );
+            let packed = [
+                floats(gpu, &y),
+                floats(gpu, &running),
+                floats(gpu, &saved),
+                floats(gpu, &dx),
+                floats(gpu, &grads),
+            ];
 
             // One pool for all vectors, each at an odd word: (weight, bias, mean, variance, batches, dweight, dbias).
             let pool = empty(gpu, 7 * (channels + 3));
             let at = |i: usize| ((i * (channels + 3) + 1) * 4) as u64;
             let batches = vec![batches; channels];
-            for (i, vector) in [&f.weight, &f.bias, &f.mean, &f.variance, &batches].into_iter().enumerate() {
-                gpu.queue.write_buffer(&pool, at(i), bytemuck::cast_slice(vector));
+            for (i, vector) in [&f.weight, &f.bias, &f.mean, &f.variance, &batches]
+                .into_iter()
+                .enumerate()
+            {
+                gpu.queue
+                    .write_buffer(&pool, at(i), bytemuck::cast_slice(vector));
             }
             let vector = |i: usize| BufferRange::new(&pool, at(i));
-            let (y, dx, saved) = (empty(gpu, f.x.len()), empty(gpu, f.x.len()), empty(gpu, 4 * channels));
+            let (y, dx, saved) = (
+                empty(gpu, f.x.len()),
+                empty(gpu, f.x.len()),
+                empty(gpu, 4 * channels),
+            );
             let args = ForwardTraining::new(&x, &y)
                 .affine(vector(0), vector(1))
                 .running(Running::new(vector(2), vector(3)).batches(vector(4)))
                 .saved(&saved);
             let forward = step.bind_forward_training(&args).unwrap();
-            let args = Backward::new(&x, &saved, &grad, &dx).affine(vector(0), vector(1)).grad_affine(vector(5), vector(6));
+            let args = Backward::new(&x, &saved, &grad, &dx)
+                .affine(vector(0), vector(1))
+                .grad_affine(vector(5), vector(6));
             run(gpu, &[&forward, &step.bind_backward(&args).unwrap()]);
             let pooled = floats(gpu, &pool);
             let part = |i: usize| pooled[i * (channels + 3) + 1..][..channels].to_vec();
@@ -136,7 +190,10 @@ fn packed_and_apart_give_the_same_bits() {
                 floats(gpu, &dx),
                 [part(5), part(6)].concat(),
             ];
-            let bits = |all: &[Vec<f32>; 5]| all.clone().map(|v| v.into_iter().map(f32::to_bits).collect::<Vec<_>>());
+            let bits = |all: &[Vec<f32>; 5]| {
+                all.clone()
+                    .map(|v| v.into_iter().map(f32::to_bits).collect::<Vec<_>>())
+            };
             assert_eq!(bits(&packed), bits(&apart), "{shape:?} on {}", name(gpu));
             assert_eq!(packed[1][2 * channels].to_bits(), 8, "num_batches_tracked");
             // What lies between the vectors is untouched.
@@ -156,13 +213,18 @@ fn parts_of_the_affine_and_offsets() {
         let step = prepared(gpu, &f.problem);
         let (n, offset) = (f.x.len(), 512u64);
         let pool = empty(gpu, n + 128 + 64);
-        gpu.queue.write_buffer(&pool, offset, bytemuck::cast_slice(f.x.as_slice().unwrap()));
+        gpu.queue
+            .write_buffer(&pool, offset, bytemuck::cast_slice(f.x.as_slice().unwrap()));
         let out = empty(gpu, n + 128 + 64);
-        let (x, y) = (BufferRange::new(&pool, offset), BufferRange::new(&out, offset));
+        let (x, y) = (
+            BufferRange::new(&pool, offset),
+            BufferRange::new(&out, offset),
+        );
         let (weight, bias) = (storage(gpu, &f.weight), storage(gpu, &f.bias));
         let wide = |v: &[f32]| v.iter().map(|&v| f64::from(v)).collect::<Array1<f64>>();
         let (w64, b64, x64) = (wide(&f.weight), wide(&f.bias), f.x.mapv(f64::from));
-        for (with_weight, with_bias) in [(true, true), (true, false), (false, true), (false, false)] {
+        for (with_weight, with_bias) in [(true, true), (true, false), (false, true), (false, false)]
+        {
             let mut args = ForwardTraining::new(x, y);
             if with_weight {
                 args = args.weight(&weight);
@@ -180,7 +242,10 @@ fn parts_of_the_affine_and_offsets() {
             let want = reference::forward(&f.problem, &inputs, &f.statistics()).unwrap();
             let got = floats(gpu, &out);
             close("output", &got[128..128 + n], want.as_slice().unwrap(), 1e-6);
-            assert!(got[..128].iter().chain(&got[128 + n..]).all(|&v| v == 0.0), "wrote outside its range");
+            assert!(
+                got[..128].iter().chain(&got[128 + n..]).all(|&v| v == 0.0),
+                "wrote outside its range"
+            );
         }
     });
 }
@@ -197,62 +262,146 @@ fn the_parts_make_the_whole() {
             let x = storage(gpu, f.x.as_slice().unwrap());
             let grad = storage(gpu, f.grad.as_slice().unwrap());
             let affine = storage(gpu, &[f.weight.clone(), f.bias.clone()].concat());
-            let running = storage(gpu, &[f.mean.clone(), f.variance.clone(), vec![0.0; channels]].concat());
+            let running = storage(
+                gpu,
+                &[f.mean.clone(), f.variance.clone(), vec![0.0; channels]].concat(),
+            );
             let record = channels * 4;
             // Two ranks with unequal counts and a third with none.
             let moments: Vec<_> = (0..2).map(|_| empty(gpu, record)).collect();
             let sums: Vec<_> = (0..2).map(|_| empty(gpu, record)).collect();
             let gathered = empty(gpu, 3 * record);
             let ranks = [(0, cut), (cut, shape[0])].map(|(from, to)| {
-                let part = |a: &Array3<f32>| storage(gpu, a.slice(ndarray::s![from..to, .., ..]).as_standard_layout().as_slice().unwrap());
-                (prepared(gpu, &Problem::new(to - from, channels, shape[2])), part(&f.x), part(&f.grad))
+                let part = |a: &Array3<f32>| {
+                    storage(
+                        gpu,
+                        a.slice(ndarray::s![from..to, .., ..])
+                            .as_standard_layout()
+                            .as_slice()
+                            .unwrap(),
+                    )
+                };
+                (
+                    prepared(gpu, &Problem::new(to - from, channels, shape[2])),
+                    part(&f.x),
+                    part(&f.grad),
+                )
             });
             for ((step, x, _), moments) in ranks.iter().zip(&moments) {
                 run(gpu, &[&step.bind_reduce(&Reduce::new(x, moments)).unwrap()]);
             }
             let copy = |from: &wgpu::Buffer, set: usize| {
-                let mut encoder = gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-                encoder.copy_buffer_to_buffer(from, 0, &gathered, (set * record * 4) as u64, (record * 4) as u64);
+                let mut encoder = gpu
+                    .device
+                    .create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+                encoder.copy_buffer_to_buffer(
+                    from,
+                    0,
+                    &gathered,
+                    (set * record * 4) as u64,
+                    (record * 4) as u64,
+                );
                 gpu.queue.submit([encoder.finish()]);
             };
             copy(&moments[0], 1);
             copy(&moments[1], 2);
-            let (merged, coefficients, saved) = (empty(gpu, record), empty(gpu, record), empty(gpu, record));
+            let (merged, coefficients, saved) =
+                (empty(gpu, record), empty(gpu, record), empty(gpu, record));
             let y = empty(gpu, f.x.len());
-            run(gpu, &[
-                &whole.bind_combine(&Combine::new(&gathered, 3, &merged)).unwrap(),
-                &whole.bind_finalize(
-                    &Finalize::new(&merged, &coefficients).affine_packed(&affine).running(&running).saved(&saved)).unwrap(),
-                &whole.bind_normalize(&Normalize::new(&x, &coefficients, &y)).unwrap(),
-            ]);
+            run(
+                gpu,
+                &[
+                    &whole
+                        .bind_combine(&Combine::new(&gathered, 3, &merged))
+                        .unwrap(),
+                    &whole
+                        .bind_finalize(
+                            &Finalize::new(&merged, &coefficients)
+                                .affine_packed(&affine)
+                                .running(&running)
+                                .saved(&saved),
+                        )
+                        .unwrap(),
+                    &whole
+                        .bind_normalize(&Normalize::new(&x, &coefficients, &y))
+                        .unwrap(),
+                ],
+            );
             let statistics = f.statistics();
             let wide = |v: &[f32]| v.iter().map(|&v| f64::from(v)).collect::<Array1<f64>>();
             let (x64, w64, b64) = (f.x.mapv(f64::from), wide(&f.weight), wide(&f.bias));
-            let inputs = Inputs { input: x64.view(), residual: None, weight: Some(w64.view()), bias: Some(b64.view()) };
+            let inputs = Inputs {
+                input: x64.view(),
+                residual: None,
+                weight: Some(w64.view()),
+                bias: Some(b64.view()),
+            };
             let want = reference::forward(&f.problem, &inputs, &statistics).unwrap();
             close("output", &floats(gpu, &y), want.as_slice().unwrap(), 1e-6);
             let counts: Vec<f32> = floats(gpu, &merged).chunks(4).map(|r| r[0]).collect();
             assert_eq!(counts, vec![(shape[0] * shape[2]) as f32; channels]);
-            let mut state = reference::Running { mean: wide(&f.mean), variance: wide(&f.variance), batches: 0 };
+            let mut state = reference::Running {
+                mean: wide(&f.mean),
+                variance: wide(&f.variance),
+                batches: 0,
+            };
             state.update(&f.problem, &statistics);
-            close("running_var", &floats(gpu, &running)[channels..2 * channels], state.variance.as_slice().unwrap(), 1e-6);
+            close(
+                "running_var",
+                &floats(gpu, &running)[channels..2 * channels],
+                state.variance.as_slice().unwrap(),
+                1e-6,
+            );
 
             // Backward: each rank reduces over the common statistics; the sums add up.
             for ((step, x, grad), sums) in ranks.iter().zip(&sums) {
                 let args = BackwardReduce::new(x, &saved, grad, sums).affine_packed(&affine);
                 run(gpu, &[&step.bind_backward_reduce(&args).unwrap()]);
             }
-            let total: Vec<f32> = floats(gpu, &sums[0]).iter().zip(floats(gpu, &sums[1])).map(|(a, b)| a + b).collect();
+            let total: Vec<f32> = floats(gpu, &sums[0])
+                .iter()
+                .zip(floats(gpu, &sums[1]))
+                .map(|(a, b)| a + b)
+                .collect();
             let total = storage(gpu, &total);
             let (dx, grads) = (empty(gpu, f.x.len()), empty(gpu, 2 * channels));
-            let args = Backward::new(&x, &saved, &grad, &dx).affine_packed(&affine).grad_affine_packed(&grads);
+            let args = Backward::new(&x, &saved, &grad, &dx)
+                .affine_packed(&affine)
+                .grad_affine_packed(&grads);
             let count = (shape[0] * shape[2]) as u32;
-            run(gpu, &[&whole.bind_backward_apply(&BackwardApply::new(args, &total).count(count)).unwrap()]);
-            let want = reference::backward(&f.problem, &inputs, &statistics, f.grad.mapv(f64::from).view(), false).unwrap();
-            close("grad_input", &floats(gpu, &dx), want.input.as_slice().unwrap(), 2e-6);
+            run(
+                gpu,
+                &[&whole
+                    .bind_backward_apply(&BackwardApply::new(args, &total).count(count))
+                    .unwrap()],
+            );
+            let want = reference::backward(
+                &f.problem,
+                &inputs,
+                &statistics,
+                f.grad.mapv(f64::from).view(),
+                false,
+            )
+            .unwrap();
+            close(
+                "grad_input",
+                &floats(gpu, &dx),
+                want.input.as_slice().unwrap(),
+                2e-6,
+            );
             let grads = floats(gpu, &grads);
-            close("grad_weight", &grads[..channels], want.weight.as_slice().unwrap(), 2e-6);
-            close("grad_bias", &grads[channels..], want.bias.as_slice().unwrap(), 2e-6);
+            close(
+                "grad_weight",
+                &grads[..channels],
+                want.weight.as_slice().unwrap(),
+                2e-6,
+            );
+            close(
+                "grad_bias",
+                &grads[channels..],
+                want.bias.as_slice().unwrap(),
+                2e-6,
+            );
         }
     });
 }
@@ -261,37 +410,89 @@ fn the_parts_make_the_whole() {
 #[test]
 fn a_layer_trains_and_infers() {
     on_every_adapter(|gpu| {
-        for momentum in [Momentum::new_weight(0.1), Momentum::decay(0.99), Momentum::Cumulative] {
-            let template = Problem::nchw([1, 6, 7, 7]).momentum(momentum).activation(Activation::Relu);
+        for momentum in [
+            Momentum::new_weight(0.1),
+            Momentum::decay(0.99),
+            Momentum::Cumulative,
+        ] {
+            let template = Problem::nchw([1, 6, 7, 7])
+                .momentum(momentum)
+                .activation(Activation::Relu);
             let layer = BatchNorm::new(&gpu.kernels, &template).unwrap();
-            let mut want = reference::Running { mean: Array1::zeros(6), variance: Array1::ones(6), batches: 0 };
+            let mut want = reference::Running {
+                mean: Array1::zeros(6),
+                variance: Array1::ones(6),
+                batches: 0,
+            };
             for (seed, batch) in [4usize, 9, 2].into_iter().enumerate() {
                 let problem = Problem::nchw([batch, 6, 7, 7]).momentum(momentum);
-                let host = input(Data::Normal(seed as f32, 2.0), &problem, &mut Random::new(seed as u64));
+                let host = input(
+                    Data::Normal(seed as f32, 2.0),
+                    &problem,
+                    &mut Random::new(seed as u64),
+                );
                 let x = storage(gpu, host.as_slice().unwrap());
                 let y = empty(gpu, host.len());
-                let mut encoder = gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-                layer.forward(&mut encoder, &Batch::new(batch, 49, &x), &y).unwrap();
+                let mut encoder = gpu
+                    .device
+                    .create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+                layer
+                    .forward(&mut encoder, &Batch::new(batch, 49, &x), &y)
+                    .unwrap();
                 gpu.queue.submit([encoder.finish()]);
-                want.update(&problem, &Statistics::of(&problem, host.mapv(f64::from).view()).unwrap());
+                want.update(
+                    &problem,
+                    &Statistics::of(&problem, host.mapv(f64::from).view()).unwrap(),
+                );
             }
             let state = words(gpu, layer.running());
             let values: Vec<f32> = state[..12].iter().map(|&w| f32::from_bits(w)).collect();
-            close("running_mean", &values[..6], want.mean.as_slice().unwrap(), 1e-6);
-            close("running_var", &values[6..], want.variance.as_slice().unwrap(), 1e-6);
+            close(
+                "running_mean",
+                &values[..6],
+                want.mean.as_slice().unwrap(),
+                1e-6,
+            );
+            close(
+                "running_var",
+                &values[6..],
+                want.variance.as_slice().unwrap(),
+                1e-6,
+            );
             assert_eq!(state[12..], [3; 6], "{momentum:?}");
 
             layer.set_affine(&gpu.queue, &[2.0; 6], &[0.5; 6]).unwrap();
-            let host = input(Data::Normal(0.0, 1.0), &Problem::new(3, 6, 49), &mut Random::new(9));
+            let host = input(
+                Data::Normal(0.0, 1.0),
+                &Problem::new(3, 6, 49),
+                &mut Random::new(9),
+            );
             let x = storage(gpu, host.as_slice().unwrap());
             let y = empty(gpu, host.len());
-            run(gpu, &[&layer.bind_inference(&Batch::new(3, 49, &x), &y).unwrap()]);
+            run(
+                gpu,
+                &[&layer.bind_inference(&Batch::new(3, 49, &x), &y).unwrap()],
+            );
             let problem = Problem::new(3, 6, 49).activation(Activation::Relu);
-            let (x64, weight, bias) = (host.mapv(f64::from), Array1::from_elem(6, 2.0), Array1::from_elem(6, 0.5));
-            let inputs = Inputs { input: x64.view(), residual: None, weight: Some(weight.view()), bias: Some(bias.view()) };
+            let (x64, weight, bias) = (
+                host.mapv(f64::from),
+                Array1::from_elem(6, 2.0),
+                Array1::from_elem(6, 0.5),
+            );
+            let inputs = Inputs {
+                input: x64.view(),
+                residual: None,
+                weight: Some(weight.view()),
+                bias: Some(bias.view()),
+            };
             let given = Statistics::given(&problem, want.mean, want.variance);
             let want = reference::forward(&problem, &inputs, &given).unwrap();
-            close("inference", &floats(gpu, &y), want.as_slice().unwrap(), 1e-6);
+            close(
+                "inference",
+                &floats(gpu, &y),
+                want.as_slice().unwrap(),
+                1e-6,
+            );
         }
     });
 }
@@ -305,7 +506,9 @@ fn an_operation_encodes_again() {
         let x = storage(gpu, f.x.as_slice().unwrap());
         let y = empty(gpu, f.x.len());
         let running = storage(gpu, &[vec![0.0; 4], vec![1.0; 4], vec![0.0; 4]].concat());
-        let operation = step.bind_forward_training(&ForwardTraining::new(&x, &y).running(&running)).unwrap();
+        let operation = step
+            .bind_forward_training(&ForwardTraining::new(&x, &y).running(&running))
+            .unwrap();
         assert_eq!(operation.dispatches(), 3);
         for _ in 0..3 {
             run(gpu, &[&operation, &operation]);
@@ -314,7 +517,12 @@ fn an_operation_encodes_again() {
         assert_eq!(state[8..], [6; 4]);
         // Six times the same batch: the plain average is that batch's mean.
         let mean: Vec<f32> = state[..4].iter().map(|&w| f32::from_bits(w)).collect();
-        close("running_mean", &mean, f.statistics().mean.as_slice().unwrap(), 1e-6);
+        close(
+            "running_mean",
+            &mean,
+            f.statistics().mean.as_slice().unwrap(),
+            1e-6,
+        );
     });
 }
 
@@ -328,16 +536,33 @@ fn frozen_backward_needs_no_sums() {
         let grad = storage(gpu, f.grad.as_slice().unwrap());
         let dx = empty(gpu, f.x.len());
         let affine = storage(gpu, &[f.weight.clone(), f.bias.clone()].concat());
-        let running = storage(gpu, &[f.mean.clone(), f.variance.clone(), vec![0.0; 5]].concat());
+        let running = storage(
+            gpu,
+            &[f.mean.clone(), f.variance.clone(), vec![0.0; 5]].concat(),
+        );
         let args = Backward::frozen(&x, &running, &grad, &dx).affine_packed(&affine);
         let operation = step.bind_backward(&args).unwrap();
         assert_eq!(operation.dispatches(), 3);
         run(gpu, &[&operation]);
         let (weight, bias) = (Array1::from(f.weight.clone()), Array1::from(f.bias.clone()));
-        let state = RunningArrays { mean: Array1::from(f.mean.clone()), variance: Array1::from(f.variance.clone()), batches: 0 };
+        let state = RunningArrays {
+            mean: Array1::from(f.mean.clone()),
+            variance: Array1::from(f.variance.clone()),
+            batches: 0,
+        };
         let arrays = f.arrays(&weight, &bias);
-        let full = gpu.backward(step.plan(), &arrays, f.grad.view(), Through::Running(&state)).unwrap();
-        assert_eq!(floats(gpu, &dx), full.input.iter().copied().collect::<Vec<_>>());
+        let full = gpu
+            .backward(
+                step.plan(),
+                &arrays,
+                f.grad.view(),
+                Through::Running(&state),
+            )
+            .unwrap();
+        assert_eq!(
+            floats(gpu, &dx),
+            full.input.iter().copied().collect::<Vec<_>>()
+        );
     });
 }
 
@@ -357,12 +582,24 @@ fn kernels_are_shared_between_threads() {
                     let problem = Problem::new(5, 3 + seed as usize, 11);
                     let host = input(Data::Normal(1.0, 2.0), &problem, &mut Random::new(seed));
                     let plan = Plan::new(&problem, gpu.kernels.caps()).unwrap();
-                    let got = gpu.forward_training(&plan, &Arrays::new(host.view()), None).unwrap();
+                    let got = gpu
+                        .forward_training(&plan, &Arrays::new(host.view()), None)
+                        .unwrap();
                     let x64 = host.mapv(f64::from);
-                    let inputs = Inputs { input: x64.view(), residual: None, weight: None, bias: None };
+                    let inputs = Inputs {
+                        input: x64.view(),
+                        residual: None,
+                        weight: None,
+                        bias: None,
+                    };
                     let statistics = Statistics::of(&problem, x64.view()).unwrap();
                     let want = reference::forward(&problem, &inputs, &statistics).unwrap();
-                    close("output", got.output.as_slice().unwrap(), want.as_slice().unwrap(), 1e-6);
+                    close(
+                        "output",
+                        got.output.as_slice().unwrap(),
+                        want.as_slice().unwrap(),
+                        1e-6,
+                    );
                 });
             }
         });
@@ -378,16 +615,44 @@ fn extreme_shapes() {
             let host = input(Data::Normal(1.0, 2.0), &problem, &mut Random::new(1));
             let plan = Plan::new(&problem, gpu.kernels.caps()).unwrap();
             let x64 = host.mapv(f64::from);
-            let inputs = Inputs { input: x64.view(), residual: None, weight: None, bias: None };
-            let state = RunningArrays { mean: Array1::ones(shape[1]), variance: Array1::ones(shape[1]), batches: 0 };
-            let got = gpu.inference(&plan, &Arrays::new(host.view()), &state).unwrap();
+            let inputs = Inputs {
+                input: x64.view(),
+                residual: None,
+                weight: None,
+                bias: None,
+            };
+            let state = RunningArrays {
+                mean: Array1::ones(shape[1]),
+                variance: Array1::ones(shape[1]),
+                batches: 0,
+            };
+            let got = gpu
+                .inference(&plan, &Arrays::new(host.view()), &state)
+                .unwrap();
             let given = Statistics::given(&problem, Array1::ones(shape[1]), Array1::ones(shape[1]));
             let want = reference::forward(&problem, &inputs, &given).unwrap();
-            close("inference", got.as_slice().unwrap(), want.as_slice().unwrap(), 1e-6);
+            close(
+                "inference",
+                got.as_slice().unwrap(),
+                want.as_slice().unwrap(),
+                1e-6,
+            );
             if problem.count() > 1 {
-                let got = gpu.forward_training(&plan, &Arrays::new(host.view()), None).unwrap();
-                let want = reference::forward(&problem, &inputs, &Statistics::of(&problem, x64.view()).unwrap()).unwrap();
-                close("training", got.output.as_slice().unwrap(), want.as_slice().unwrap(), 1e-6);
+                let got = gpu
+                    .forward_training(&plan, &Arrays::new(host.view()), None)
+                    .unwrap();
+                let want = reference::forward(
+                    &problem,
+                    &inputs,
+                    &Statistics::of(&problem, x64.view()).unwrap(),
+                )
+                .unwrap();
+                close(
+                    "training",
+                    got.output.as_slice().unwrap(),
+                    want.as_slice().unwrap(),
+                    1e-6,
+                );
             }
         }
     });
@@ -401,12 +666,18 @@ fn inference_with_buffers_of_their_own() {
         let step = prepared(gpu, &f.problem);
         let x = storage(gpu, f.x.as_slice().unwrap());
         let y = empty(gpu, f.x.len());
-        let [weight, bias, mean, variance] = [&f.weight, &f.bias, &f.mean, &f.variance].map(|v| storage(gpu, v));
+        let [weight, bias, mean, variance] =
+            [&f.weight, &f.bias, &f.mean, &f.variance].map(|v| storage(gpu, v));
         let args = Inference::new(&x, Running::new(&mean, &variance), &y).affine(&weight, &bias);
         run(gpu, &[&step.bind_inference(&args).unwrap()]);
         let wide = |v: &[f32]| v.iter().map(|&v| f64::from(v)).collect::<Array1<f64>>();
         let (x64, w64, b64) = (f.x.mapv(f64::from), wide(&f.weight), wide(&f.bias));
-        let inputs = Inputs { input: x64.view(), residual: None, weight: Some(w64.view()), bias: Some(b64.view()) };
+        let inputs = Inputs {
+            input: x64.view(),
+            residual: None,
+            weight: Some(w64.view()),
+            bias: Some(b64.view()),
+        };
         let given = Statistics::given(&f.problem, wide(&f.mean), wide(&f.variance));
         let want = reference::forward(&f.problem, &inputs, &given).unwrap();
         close("output", &floats(gpu, &y), want.as_slice().unwrap(), 1e-6);

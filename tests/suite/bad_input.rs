@@ -1,8 +1,8 @@
 //! Bad arguments: each a typed error that names the culprit, and no wgpu validation error.
 
 use wgpu_batchnorm::{
-    Activation, Backward, BufferRange, Caps, Combine, Error, ForwardTraining, Gpu, Inference, Momentum, Plan, Problem,
-    Running,
+    Activation, Backward, BufferRange, Caps, Combine, Error, ForwardTraining, Gpu, Inference,
+    Momentum, Plan, Problem, Running,
 };
 
 use crate::api::{empty, prepared};
@@ -13,7 +13,10 @@ fn problems_are_checked() {
     let plan = |problem: Problem| Plan::new(&problem, &Caps::webgpu_defaults());
     for shape in [[0, 3, 4], [2, 0, 4], [2, 3, 0]] {
         let got = plan(Problem::new(shape[0], shape[1], shape[2]));
-        assert!(matches!(got, Err(Error::EmptyTensor { shape: s }) if s == shape), "{got:?}");
+        assert!(
+            matches!(got, Err(Error::EmptyTensor { shape: s }) if s == shape),
+            "{got:?}"
+        );
     }
     for eps in [-1e-5, f64::NAN, f64::INFINITY, 1e39] {
         let got = plan(Problem::new(2, 2, 2).eps(eps));
@@ -32,16 +35,28 @@ fn problems_are_checked() {
     assert!(matches!(plan(groups), Err(Error::Unsupported { .. })));
     for (shape, axis) in [(&[2, 3][..], 2), (&[2, 3], -3), (&[], 0), (&[4], 1)] {
         let got = Problem::with_axis(shape, axis);
-        assert!(matches!(got, Err(Error::ChannelAxis { .. })), "{shape:?} {axis}: {got:?}");
+        assert!(
+            matches!(got, Err(Error::ChannelAxis { .. })),
+            "{shape:?} {axis}: {got:?}"
+        );
     }
-    assert_eq!(Problem::with_axis(&[2, 3, 4, 5], -1), Ok(Problem::new(24, 5, 1)));
-    assert_eq!(Problem::with_axis(&[2, 3, 4, 5], 1), Ok(Problem::nchw([2, 3, 4, 5])));
+    assert_eq!(
+        Problem::with_axis(&[2, 3, 4, 5], -1),
+        Ok(Problem::new(24, 5, 1))
+    );
+    assert_eq!(
+        Problem::with_axis(&[2, 3, 4, 5], 1),
+        Ok(Problem::nchw([2, 3, 4, 5]))
+    );
     assert_eq!(Problem::with_axis(&[3, 7], 0), Ok(Problem::new(1, 3, 7)));
 }
 
 fn named(error: Error, tensor: &str, what: &str) {
     let text = error.to_string();
-    assert!(text.contains(tensor) && text.contains(what), "{text:?} does not name {tensor:?} and {what:?}");
+    assert!(
+        text.contains(tensor) && text.contains(what),
+        "{text:?} does not name {tensor:?} and {what:?}"
+    );
     assert!(!text.contains('\n'), "{text:?}");
 }
 
@@ -54,32 +69,88 @@ fn arguments_are_checked() {
         let (x, y, dy, saved) = (tensor(), tensor(), tensor(), empty(gpu, 12));
         let forward = |args: ForwardTraining<'_>| step.bind_forward_training(&args).unwrap_err();
 
-        named(forward(ForwardTraining::new(&empty(gpu, 191), &y)), "input", "764 bytes");
-        named(forward(ForwardTraining::new(&x, &empty(gpu, 1))), "output", "768");
-        named(forward(ForwardTraining::new(&x, &y).affine(&empty(gpu, 2), &empty(gpu, 3))), "weight", "12");
-        named(forward(ForwardTraining::new(&x, &y).affine(&empty(gpu, 3), &empty(gpu, 2))), "bias", "12");
-        named(forward(ForwardTraining::new(&x, &y).affine_packed(&empty(gpu, 5))), "affine", "24");
-        named(forward(ForwardTraining::new(&x, &y).saved(&empty(gpu, 11))), "saved", "48");
-        named(forward(ForwardTraining::new(&x, &y).running(&empty(gpu, 8))), "running", "36");
+        named(
+            forward(ForwardTraining::new(&empty(gpu, 191), &y)),
+            "input",
+            "764 bytes",
+        );
+        named(
+            forward(ForwardTraining::new(&x, &empty(gpu, 1))),
+            "output",
+            "768",
+        );
+        named(
+            forward(ForwardTraining::new(&x, &y).affine(&empty(gpu, 2), &empty(gpu, 3))),
+            "weight",
+            "12",
+        );
+        named(
+            forward(ForwardTraining::new(&x, &y).affine(&empty(gpu, 3), &empty(gpu, 2))),
+            "bias",
+            "12",
+        );
+        named(
+            forward(ForwardTraining::new(&x, &y).affine_packed(&empty(gpu, 5))),
+            "affine",
+            "24",
+        );
+        named(
+            forward(ForwardTraining::new(&x, &y).saved(&empty(gpu, 11))),
+            "saved",
+            "48",
+        );
+        named(
+            forward(ForwardTraining::new(&x, &y).running(&empty(gpu, 8))),
+            "running",
+            "36",
+        );
         let short = Running::new(&saved, &y).batches(BufferRange::new(&dy, 760));
-        named(forward(ForwardTraining::new(&x, &y).running(short)), "running_var", "overlap");
+        named(
+            forward(ForwardTraining::new(&x, &y).running(short)),
+            "running_var",
+            "overlap",
+        );
         let apart = empty(gpu, 3);
         let short = Running::new(&saved, &apart).batches(BufferRange::new(&dy, 760));
-        named(forward(ForwardTraining::new(&x, &y).running(short)), "num_batches_tracked", "8 bytes");
+        named(
+            forward(ForwardTraining::new(&x, &y).running(short)),
+            "num_batches_tracked",
+            "8 bytes",
+        );
 
         let alignment = u64::from(gpu.kernels.caps().offset_alignment);
         let larger = empty(gpu, 192 + 64);
         let odd = BufferRange::new(&larger, 4);
-        named(forward(ForwardTraining::new(odd, &y)), "input", &alignment.to_string());
-        named(forward(ForwardTraining::new(BufferRange::new(&larger, 1 << 40), &y)), "input", "0 bytes");
+        named(
+            forward(ForwardTraining::new(odd, &y)),
+            "input",
+            &alignment.to_string(),
+        );
+        named(
+            forward(ForwardTraining::new(BufferRange::new(&larger, 1 << 40), &y)),
+            "input",
+            "0 bytes",
+        );
         let odd = BufferRange::new(&larger, 2);
-        named(forward(ForwardTraining::new(&x, &y).weight(odd)), "weight", "multiple of 4");
+        named(
+            forward(ForwardTraining::new(&x, &y).weight(odd)),
+            "weight",
+            "multiple of 4",
+        );
 
         named(forward(ForwardTraining::new(&x, &x)), "output", "overlap");
         let pool = empty(gpu, 2 * 256);
         let (low, high) = (BufferRange::new(&pool, 0), BufferRange::new(&pool, 1024));
-        named(forward(ForwardTraining::new(low, high)), "output", "share a buffer");
-        named(forward(ForwardTraining::new(&x, &y).saved(&y)), "saved", "overlap");
+        named(
+            forward(ForwardTraining::new(low, high)),
+            "output",
+            "share a buffer",
+        );
+        named(
+            forward(ForwardTraining::new(&x, &y).saved(&y)),
+            "saved",
+            "overlap",
+        );
 
         let no_storage = gpu.device.create_buffer(&wgpu::BufferDescriptor {
             label: None,
@@ -87,34 +158,85 @@ fn arguments_are_checked() {
             usage: wgpu::BufferUsages::COPY_DST,
             mapped_at_creation: false,
         });
-        named(forward(ForwardTraining::new(&no_storage, &y)), "input", "STORAGE");
+        named(
+            forward(ForwardTraining::new(&no_storage, &y)),
+            "input",
+            "STORAGE",
+        );
 
-        named(forward(ForwardTraining::new(&x, &y).residual(&dy)), "residual", "with_residual");
-        let with = prepared(gpu, &problem.clone().with_residual().activation(Activation::Relu));
-        named(with.bind_forward_training(&ForwardTraining::new(&x, &y)).unwrap_err(), "residual", "none was given");
+        named(
+            forward(ForwardTraining::new(&x, &y).residual(&dy)),
+            "residual",
+            "with_residual",
+        );
+        let with = prepared(
+            gpu,
+            &problem.clone().with_residual().activation(Activation::Relu),
+        );
+        named(
+            with.bind_forward_training(&ForwardTraining::new(&x, &y))
+                .unwrap_err(),
+            "residual",
+            "none was given",
+        );
         let back = Backward::new(&x, &saved, &dy, &y).residual(&larger);
-        named(with.bind_backward(&back).unwrap_err(), "grad_residual", "grad_residual");
-        named(step.bind_backward(&Backward::new(&x, &saved, &dy, &y).grad_residual(&larger)).unwrap_err(), "grad_residual", "nothing");
-        named(step.bind_backward(&Backward::new(&x, &saved, &dy, &dy)).unwrap_err(), "grad_input", "overlap");
+        named(
+            with.bind_backward(&back).unwrap_err(),
+            "grad_residual",
+            "grad_residual",
+        );
+        named(
+            step.bind_backward(&Backward::new(&x, &saved, &dy, &y).grad_residual(&larger))
+                .unwrap_err(),
+            "grad_residual",
+            "nothing",
+        );
+        named(
+            step.bind_backward(&Backward::new(&x, &saved, &dy, &dy))
+                .unwrap_err(),
+            "grad_input",
+            "overlap",
+        );
 
         let one = prepared(gpu, &Problem::new(1, 3, 1));
         let refused = one.bind_forward_training(&ForwardTraining::new(&x, &y));
-        assert!(matches!(refused, Err(Error::OneValuePerChannel { shape: [1, 3, 1] })), "{refused:?}");
+        assert!(
+            matches!(refused, Err(Error::OneValuePerChannel { shape: [1, 3, 1] })),
+            "{refused:?}"
+        );
         let refused = one.bind_backward(&Backward::new(&x, &saved, &dy, &y));
-        assert!(matches!(refused, Err(Error::OneValuePerChannel { .. })), "{refused:?}");
+        assert!(
+            matches!(refused, Err(Error::OneValuePerChannel { .. })),
+            "{refused:?}"
+        );
 
         let cumulative = prepared(gpu, &problem.clone().momentum(Momentum::Cumulative));
         let running = Running::new(&saved, &apart);
-        let refused = cumulative.bind_forward_training(&ForwardTraining::new(&x, &y).running(running));
+        let refused =
+            cumulative.bind_forward_training(&ForwardTraining::new(&x, &y).running(running));
         named(refused.unwrap_err(), "num_batches_tracked", "cumulative");
-        named(step.bind_combine(&Combine::new(&x, 0, &y)).unwrap_err(), "parts", "at least one");
-        named(step.bind_combine(&Combine::new(&x, u32::MAX, &y)).unwrap_err(), "parts", "768 bytes");
+        named(
+            step.bind_combine(&Combine::new(&x, 0, &y)).unwrap_err(),
+            "parts",
+            "at least one",
+        );
+        named(
+            step.bind_combine(&Combine::new(&x, u32::MAX, &y))
+                .unwrap_err(),
+            "parts",
+            "768 bytes",
+        );
         let two = empty(gpu, 2);
         let statistics = Inference::new(&x, Running::new(&saved, &two), &y);
-        named(step.bind_inference(&statistics).unwrap_err(), "running_var", "12");
+        named(
+            step.bind_inference(&statistics).unwrap_err(),
+            "running_var",
+            "12",
+        );
 
         // What was refused left everything as it was: the same objects still work.
-        step.bind_forward_training(&ForwardTraining::new(&x, &y)).unwrap();
+        step.bind_forward_training(&ForwardTraining::new(&x, &y))
+            .unwrap();
     });
 }
 

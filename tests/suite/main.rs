@@ -11,10 +11,13 @@ use std::sync::{Arc, LazyLock, Mutex};
 
 use wgpu_batchnorm::Gpu;
 
+/// What wgpu reported with nobody to catch it.
+type Uncaught = Arc<Mutex<Vec<String>>>;
+
 /// Every adapter of this machine, with a device that turns an uncaught wgpu error into a failure.
 ///
 /// Tests on the GPU need one: without any they fail and say what to install.
-static GPUS: LazyLock<Vec<(Gpu, Arc<Mutex<Vec<String>>>)>> = LazyLock::new(|| {
+static GPUS: LazyLock<Vec<(Gpu, Uncaught)>> = LazyLock::new(|| {
     let adapters = Gpu::adapters(wgpu::Backends::all());
     if adapters.is_empty() {
         panic!("{}", Gpu::new().expect_err("there is no adapter"));
@@ -25,9 +28,10 @@ static GPUS: LazyLock<Vec<(Gpu, Arc<Mutex<Vec<String>>>)>> = LazyLock::new(|| {
             let gpu = Gpu::on(adapter).expect("every adapter gives a device");
             let errors = Arc::new(Mutex::new(Vec::new()));
             let log = Arc::clone(&errors);
-            gpu.device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
-                log.lock().unwrap().push(error.to_string());
-            }));
+            gpu.device
+                .on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
+                    log.lock().unwrap().push(error.to_string());
+                }));
             (gpu, errors)
         })
         .collect()
@@ -38,7 +42,11 @@ fn on_every_adapter(test: impl Fn(&Gpu)) {
     for (gpu, errors) in GPUS.iter() {
         test(gpu);
         let errors = errors.lock().unwrap();
-        assert!(errors.is_empty(), "wgpu reported on {:?}: {errors:?}", gpu.adapter.get_info());
+        assert!(
+            errors.is_empty(),
+            "wgpu reported on {:?}: {errors:?}",
+            gpu.adapter.get_info()
+        );
     }
 }
 

@@ -9,7 +9,8 @@ use crate::{name, on_every_adapter};
 const SHAPES: [[usize; 3]; 4] = [[8, 3, 100], [6, 5, 49], [301, 7, 1], [64, 3, 5]];
 
 fn plans(gpu: &Gpu, problem: &Problem) -> Vec<Plan> {
-    let plan = |walk| Plan::with(problem, gpu.kernels.caps(), &Choices::default().walk(walk)).unwrap();
+    let plan =
+        |walk| Plan::with(problem, gpu.kernels.caps(), &Choices::default().walk(walk)).unwrap();
     vec![plan(Walk::Planar), plan(Walk::Columns)]
 }
 
@@ -20,13 +21,29 @@ fn a_constant_channel_gives_exactly_the_bias() {
             for value in [0.0, 0.1, -3.7, 1e-30, 1e4 / 3.0, 1e30] {
                 let problem = Problem::new(shape[0], shape[1], shape[2]);
                 let x = input(Data::Constant(value), &problem, &mut Random::new(1));
-                let (weight, bias) = (Array1::from_elem(shape[1], 1.7), Array1::from_elem(shape[1], 0.3));
-                let arrays = Arrays { weight: Some(weight.view()), bias: Some(bias.view()), ..Arrays::new(x.view()) };
+                let (weight, bias) = (
+                    Array1::from_elem(shape[1], 1.7),
+                    Array1::from_elem(shape[1], 0.3),
+                );
+                let arrays = Arrays {
+                    weight: Some(weight.view()),
+                    bias: Some(bias.view()),
+                    ..Arrays::new(x.view())
+                };
                 for plan in plans(gpu, &problem) {
                     let got = gpu.forward_training(&plan, &arrays, None).unwrap();
                     let channel = got.output.index_axis(Axis(1), 0).to_owned();
-                    assert!(channel.iter().all(|&y| y == 0.3), "{value} {plan} on {}: {channel}", name(gpu));
-                    assert_eq!(got.saved.mean()[0], f64::from(value), "{plan} on {}", name(gpu));
+                    assert!(
+                        channel.iter().all(|&y| y == 0.3),
+                        "{value} {plan} on {}: {channel}",
+                        name(gpu)
+                    );
+                    assert_eq!(
+                        got.saved.mean()[0],
+                        f64::from(value),
+                        "{plan} on {}",
+                        name(gpu)
+                    );
                 }
             }
         }
@@ -44,24 +61,53 @@ fn nan_and_infinity_stay_in_their_channel() {
                     let mut x = clean.clone();
                     x[place] = poison;
                     for plan in plans(gpu, &problem) {
-                        let forward = |x: &Array3<f32>| gpu.forward_training(&plan, &Arrays::new(x.view()), None).unwrap();
+                        let forward = |x: &Array3<f32>| {
+                            gpu.forward_training(&plan, &Arrays::new(x.view()), None)
+                                .unwrap()
+                        };
                         let (got, want) = (forward(&x), forward(&clean));
                         for c in 0..shape[1] {
-                            let (got, want) = (got.output.index_axis(Axis(1), c), want.output.index_axis(Axis(1), c));
+                            let (got, want) = (
+                                got.output.index_axis(Axis(1), c),
+                                want.output.index_axis(Axis(1), c),
+                            );
                             if c == 1 {
-                                assert!(got.iter().all(|y| y.is_nan()), "{poison} {plan} on {}: {got}", name(gpu));
+                                assert!(
+                                    got.iter().all(|y| y.is_nan()),
+                                    "{poison} {plan} on {}: {got}",
+                                    name(gpu)
+                                );
                             } else {
-                                assert_eq!(got, want, "{poison}: channel {c} of {plan} on {}", name(gpu));
+                                assert_eq!(
+                                    got,
+                                    want,
+                                    "{poison}: channel {c} of {plan} on {}",
+                                    name(gpu)
+                                );
                             }
                         }
                         let backward = |x: &Array3<f32>| {
                             let saved = forward(x).saved;
-                            gpu.backward(&plan, &Arrays::new(x.view()), clean.view(), Through::Saved(&saved)).unwrap()
+                            gpu.backward(
+                                &plan,
+                                &Arrays::new(x.view()),
+                                clean.view(),
+                                Through::Saved(&saved),
+                            )
+                            .unwrap()
                         };
                         let (got, want) = (backward(&x), backward(&clean));
                         for c in [0, 2] {
-                            let (got, want) = (got.input.index_axis(Axis(1), c), want.input.index_axis(Axis(1), c));
-                            assert_eq!(got, want, "{poison}: gradient of channel {c} of {plan} on {}", name(gpu));
+                            let (got, want) = (
+                                got.input.index_axis(Axis(1), c),
+                                want.input.index_axis(Axis(1), c),
+                            );
+                            assert_eq!(
+                                got,
+                                want,
+                                "{poison}: gradient of channel {c} of {plan} on {}",
+                                name(gpu)
+                            );
                         }
                         assert!(got.weight[1].is_nan(), "{poison} {plan} on {}", name(gpu));
                     }
@@ -77,7 +123,11 @@ fn degenerate_variances_are_defined() {
     on_every_adapter(|gpu| {
         for shape in SHAPES {
             let channels = shape[1];
-            let running = RunningArrays { mean: Array1::zeros(channels), variance: Array1::ones(channels), batches: 0 };
+            let running = RunningArrays {
+                mean: Array1::zeros(channels),
+                variance: Array1::ones(channels),
+                batches: 0,
+            };
             let bias = Array1::from_elem(channels, 0.25);
             let flat = Problem::new(shape[0], channels, shape[2]).eps(0.0);
             let constant = Array3::from_elem((shape[0], channels, shape[2]), 0.7);
@@ -86,14 +136,39 @@ fn degenerate_variances_are_defined() {
             });
             for (x, variance) in [(&constant, 0.9), (&huge, f32::INFINITY)] {
                 for plan in plans(gpu, &flat) {
-                    let arrays = Arrays { bias: Some(bias.view()), ..Arrays::new(x.view()) };
-                    let got = gpu.forward_training(&plan, &arrays, Some(&running)).unwrap();
-                    assert!(got.output.iter().all(|&y| y == 0.25), "{plan} on {}: {}", name(gpu), got.output);
-                    assert!(got.saved.invstd().iter().all(|&v| v == 0.0), "{plan} on {}", name(gpu));
+                    let arrays = Arrays {
+                        bias: Some(bias.view()),
+                        ..Arrays::new(x.view())
+                    };
+                    let got = gpu
+                        .forward_training(&plan, &arrays, Some(&running))
+                        .unwrap();
+                    assert!(
+                        got.output.iter().all(|&y| y == 0.25),
+                        "{plan} on {}: {}",
+                        name(gpu),
+                        got.output
+                    );
+                    assert!(
+                        got.saved.invstd().iter().all(|&v| v == 0.0),
+                        "{plan} on {}",
+                        name(gpu)
+                    );
                     let after = got.running.unwrap();
-                    assert!(after.variance.iter().all(|&v| v == variance), "{plan} on {}: {after:?}", name(gpu));
-                    let grads = gpu.backward(&plan, &arrays, x.view(), Through::Saved(&got.saved)).unwrap();
-                    assert!(grads.input.iter().all(|&v| v == 0.0), "{plan} on {}: {}", name(gpu), grads.input);
+                    assert!(
+                        after.variance.iter().all(|&v| v == variance),
+                        "{plan} on {}: {after:?}",
+                        name(gpu)
+                    );
+                    let grads = gpu
+                        .backward(&plan, &arrays, x.view(), Through::Saved(&got.saved))
+                        .unwrap();
+                    assert!(
+                        grads.input.iter().all(|&v| v == 0.0),
+                        "{plan} on {}: {}",
+                        name(gpu),
+                        grads.input
+                    );
                 }
             }
         }
@@ -109,14 +184,26 @@ fn bits_repeat_from_run_to_run() {
             let grad = input(Data::Normal(0.0, 1.0), &problem, &mut Random::new(4));
             for plan in plans(gpu, &problem) {
                 let run = || {
-                    let forward = gpu.forward_training(&plan, &Arrays::new(x.view()), None).unwrap();
-                    let back =
-                        gpu.backward(&plan, &Arrays::new(x.view()), grad.view(), Through::Saved(&forward.saved)).unwrap();
+                    let forward = gpu
+                        .forward_training(&plan, &Arrays::new(x.view()), None)
+                        .unwrap();
+                    let back = gpu
+                        .backward(
+                            &plan,
+                            &Arrays::new(x.view()),
+                            grad.view(),
+                            Through::Saved(&forward.saved),
+                        )
+                        .unwrap();
                     (forward, back)
                 };
                 let first = run();
                 for _ in 0..5 {
-                    assert!(run() == first, "bits differ between runs: {plan} on {}", name(gpu));
+                    assert!(
+                        run() == first,
+                        "bits differ between runs: {plan} on {}",
+                        name(gpu)
+                    );
                 }
             }
         }
@@ -131,15 +218,29 @@ fn inference_is_the_same_in_both_layouts() {
         let planar = Problem::new(n, c, s);
         let last = Problem::new(n * s, c, 1);
         let x = input(Data::Normal(3.0, 2.0), &planar, &mut Random::new(5));
-        let moved = x.view().permuted_axes([0, 2, 1]).as_standard_layout().into_owned();
+        let moved = x
+            .view()
+            .permuted_axes([0, 2, 1])
+            .as_standard_layout()
+            .into_owned();
         let moved = moved.into_shape_with_order((n * s, c, 1)).unwrap();
-        let running = RunningArrays { mean: Array1::linspace(1.0, 2.0, c), variance: Array1::linspace(0.5, 3.0, c), batches: 9 };
+        let running = RunningArrays {
+            mean: Array1::linspace(1.0, 2.0, c),
+            variance: Array1::linspace(0.5, 3.0, c),
+            batches: 9,
+        };
         let run = |problem: &Problem, x: &Array3<f32>| {
             let plan = Plan::new(problem, gpu.kernels.caps()).unwrap();
-            gpu.inference(&plan, &Arrays::new(x.view()), &running).unwrap()
+            gpu.inference(&plan, &Arrays::new(x.view()), &running)
+                .unwrap()
         };
         let (a, b) = (run(&planar, &x), run(&last, &moved));
-        let b = b.into_shape_with_order((n, s, c)).unwrap().permuted_axes([0, 2, 1]).as_standard_layout().into_owned();
+        let b = b
+            .into_shape_with_order((n, s, c))
+            .unwrap()
+            .permuted_axes([0, 2, 1])
+            .as_standard_layout()
+            .into_owned();
         assert_eq!(a, b, "on {}", name(gpu));
     });
 }

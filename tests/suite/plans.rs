@@ -45,16 +45,31 @@ fn plans_are_as_recorded() {
 fn choices_are_forced() {
     let problem = Problem::nchw([8, 16, 4, 4]);
     for walk in [Walk::Planar, Walk::Columns] {
-        let plan = Plan::with(&problem, &cpu(), &Choices::default().walk(walk).strategy(Strategy::Split)).unwrap();
+        let plan = Plan::with(
+            &problem,
+            &cpu(),
+            &Choices::default().walk(walk).strategy(Strategy::Split),
+        )
+        .unwrap();
         assert_eq!((plan.walk(), plan.strategy()), (walk, Strategy::Split));
     }
     for strategy in [Strategy::Resident, Strategy::Streaming] {
         let refused = Plan::with(&problem, &cpu(), &Choices::default().strategy(strategy));
-        assert!(matches!(refused, Err(Error::Unsupported { .. })), "{refused:?}");
+        assert!(
+            matches!(refused, Err(Error::Unsupported { .. })),
+            "{refused:?}"
+        );
     }
     for lanes in [0, 3, 1 << 20] {
-        let refused = Plan::with(&problem, &cpu(), &Choices::default().reduce_workgroup(lanes));
-        assert!(matches!(refused, Err(Error::Unsupported { .. })), "{lanes}: {refused:?}");
+        let refused = Plan::with(
+            &problem,
+            &cpu(),
+            &Choices::default().reduce_workgroup(lanes),
+        );
+        assert!(
+            matches!(refused, Err(Error::Unsupported { .. })),
+            "{lanes}: {refused:?}"
+        );
     }
 }
 
@@ -62,13 +77,22 @@ fn choices_are_forced() {
 #[test]
 fn the_workspace_is_small() {
     for caps in [Caps::webgpu_defaults(), cpu()] {
-        for [outer, channels, inner] in
-            [[32, 64, 3136], [100_352, 64, 1], [65_535, 40, 5], [256, 1024, 1], [33_000_000, 1, 1], [2, 5000, 1000]]
-        {
+        for [outer, channels, inner] in [
+            [32, 64, 3136],
+            [100_352, 64, 1],
+            [65_535, 40, 5],
+            [256, 1024, 1],
+            [33_000_000, 1, 1],
+            [2, 5000, 1000],
+        ] {
             let problem = Problem::new(outer, channels, inner);
             let plan = Plan::new(&problem, &caps).unwrap();
             let allowed = problem.elements() * 4 / 100 + (1 << 20);
-            assert!(plan.workspace_bytes() <= allowed, "{} > {allowed}: {plan}", plan.workspace_bytes());
+            assert!(
+                plan.workspace_bytes() <= allowed,
+                "{} > {allowed}: {plan}",
+                plan.workspace_bytes()
+            );
         }
     }
 }
@@ -77,9 +101,31 @@ fn the_workspace_is_small() {
 fn limits_are_respected_or_named() {
     let big = Problem::new(1 << 20, 64, 1); // 256 MiB
     let refused = Plan::new(&big, &Caps::webgpu_defaults());
-    assert!(matches!(refused, Err(Error::Limit { needed: 268_435_456, limit: 134_217_728, .. })), "{refused:?}");
-    let weak = wgpu::Limits { max_storage_buffers_per_shader_stage: 4, ..wgpu::Limits::default() };
+    assert!(
+        matches!(
+            refused,
+            Err(Error::Limit {
+                needed: 268_435_456,
+                limit: 134_217_728,
+                ..
+            })
+        ),
+        "{refused:?}"
+    );
+    let weak = wgpu::Limits {
+        max_storage_buffers_per_shader_stage: 4,
+        ..wgpu::Limits::default()
+    };
     let caps = Caps::from_limits(&weak, wgpu::DeviceType::IntegratedGpu);
     let refused = Plan::new(&Problem::new(2, 2, 2), &caps);
-    assert!(matches!(refused, Err(Error::Limit { name: "max_storage_buffers_per_shader_stage", .. })), "{refused:?}");
+    assert!(
+        matches!(
+            refused,
+            Err(Error::Limit {
+                name: "max_storage_buffers_per_shader_stage",
+                ..
+            })
+        ),
+        "{refused:?}"
+    );
 }

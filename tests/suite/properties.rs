@@ -8,7 +8,8 @@ use wgpu_batchnorm_cli::check::{Case, Data, Gradient, Operation, compare};
 use crate::{name, on_every_adapter};
 
 fn case() -> impl Strategy<Value = Case> {
-    let shape = (1usize..40, 1usize..24, 1usize..70).prop_filter("two values a channel", |(o, _, i)| o * i > 1);
+    let shape = (1usize..40, 1usize..24, 1usize..70)
+        .prop_filter("two values a channel", |(o, _, i)| o * i > 1);
     let data = prop_oneof![
         (-100f32..100.0, 0.01f32..50.0).prop_map(|(mean, std)| Data::Normal(mean, std)),
         (-1e4f32..1e4).prop_map(Data::Constant),
@@ -16,13 +17,35 @@ fn case() -> impl Strategy<Value = Case> {
         (1f32..1e3).prop_map(Data::Bimodal),
         (1f32..1e3).prop_map(Data::Ramp),
     ];
-    let gradient = prop_oneof![Just(Gradient::Normal), Just(Gradient::Ones), Just(Gradient::Positive)];
+    let gradient = prop_oneof![
+        Just(Gradient::Normal),
+        Just(Gradient::Ones),
+        Just(Gradient::Positive)
+    ];
     let operation = prop::sample::select(Operation::ALL.to_vec());
-    let preset = prop::sample::select(vec![Preset::Pytorch, Preset::Keras, Preset::Tensorflow, Preset::Onnx]);
+    let preset = prop::sample::select(vec![
+        Preset::Pytorch,
+        Preset::Keras,
+        Preset::Tensorflow,
+        Preset::Onnx,
+    ]);
     let flags = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
-    let choices = (prop::option::of(prop::sample::select(vec![Walk::Planar, Walk::Columns])), 1u32..70, 0u32..7);
+    let choices = (
+        prop::option::of(prop::sample::select(vec![Walk::Planar, Walk::Columns])),
+        1u32..70,
+        0u32..7,
+        any::<u8>(),
+    );
     (shape, data, gradient, operation, preset, flags, choices).prop_map(
-        |((outer, channels, inner), data, gradient, operation, preset, flags, (walk, pieces, lanes))| {
+        |(
+            (outer, channels, inner),
+            data,
+            gradient,
+            operation,
+            preset,
+            flags,
+            (walk, pieces, lanes, kind),
+        )| {
             let (relu, residual, affine, cumulative) = flags;
             let mut problem = Problem::new(outer, channels, inner).preset(preset);
             if relu {
@@ -34,11 +57,23 @@ fn case() -> impl Strategy<Value = Case> {
             if cumulative {
                 problem = problem.momentum(Momentum::Cumulative);
             }
-            let mut choices = Choices::default().pieces(pieces).reduce_workgroup(1 << lanes);
+            let mut choices = Choices::default()
+                .pieces(pieces)
+                .reduce_workgroup(1 << lanes);
+            if kind % 2 == 0 {
+                choices = choices.device_type(wgpu::DeviceType::DiscreteGpu);
+            }
             if let Some(walk) = walk {
                 choices = choices.walk(walk);
             }
-            Case { operation, problem, data, gradient, affine, choices }
+            Case {
+                operation,
+                problem,
+                data,
+                gradient,
+                affine,
+                choices,
+            }
         },
     )
 }
@@ -46,16 +81,28 @@ fn case() -> impl Strategy<Value = Case> {
 #[test]
 fn random_cases_agree_with_the_reference() {
     on_every_adapter(|gpu| {
-        let config = Config { cases: 150, failure_persistence: None, ..Config::default() };
+        let config = Config {
+            cases: 150,
+            failure_persistence: None,
+            ..Config::default()
+        };
         // The same cases in every run: what fails can be repeated.
         let mut runner = TestRunner::new_with_rng(
             config,
-            proptest::test_runner::TestRng::deterministic_rng(proptest::test_runner::RngAlgorithm::ChaCha),
+            proptest::test_runner::TestRng::deterministic_rng(
+                proptest::test_runner::RngAlgorithm::ChaCha,
+            ),
         );
         let result = runner.run(&(case(), any::<u64>()), |(case, seed)| {
-            let comparisons = compare(gpu, &case, seed).map_err(|e| TestCaseError::fail(e.to_string()))?;
+            let comparisons =
+                compare(gpu, &case, seed).map_err(|e| TestCaseError::fail(e.to_string()))?;
             for c in comparisons {
-                prop_assert!(c.of_bound <= 1.0, "{case}\n{:?}\n{}", case.choices, c.report());
+                prop_assert!(
+                    c.of_bound <= 1.0,
+                    "{case}\n{:?}\n{}",
+                    case.choices,
+                    c.report()
+                );
             }
             Ok(())
         });
