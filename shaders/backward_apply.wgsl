@@ -1,7 +1,7 @@
 // The input's gradient: dx = A·dz + B·(x - K) + D with dz = dy·act'(z); with a residual and an activation also the
 // residual's, dz itself.
 //
-// Parallel: flat. An invocation owns one aligned vector of 4 elements, then the one `stride` further on, and looks up
+// Parallel: flat. A workgroup owns a chunk; an invocation of it owns every WORKGROUP-th vector of 4 elements, and looks up
 // the channel of each element; no two invocations write one word. Reads x, dy (and the residual) once, writes dx (and
 // dz) once.
 
@@ -84,8 +84,9 @@ fn backward_apply(
     @builtin(num_workgroups) grid: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    var place = flat_place(workgroup_number(id, grid) * WORKGROUP + lane);
-    for (; place.vector < params.vectors; place = next_place(place)) {
+    let start = workgroup_number(id, grid) * params.chunk;
+    let end = min(start + params.chunk, params.vectors);
+    for (var place = place_of(start + lane); place.vector < end; place = next_place(place)) {
         let forward = coefficients_of(place, 0u);                // K, scale, shift
         let backward = coefficients_of(place, params.channels);  // A, B, D
         let d = read_input(place.vector) - forward.a;

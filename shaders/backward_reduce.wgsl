@@ -73,11 +73,10 @@ fn backward_reduce_planar(
         for (; t < run_end; t += WORKGROUP) {
             let begin = row_begin(row, channel);
             let vector = begin / 4u + column;
-            let inside = inside_row(vector, begin);
             let d = read_input(vector) - forward.x;
             let dz = grad_z(vector, d, forward.yyyy, forward.zzzz);
-            s1 += select(vec4(0.0), dz, inside);
-            s2 += select(vec4(0.0), dz * d, inside);
+            s1 += keep_row(dz, vector, begin);
+            s2 += keep_row(dz * d, vector, begin);
             row += params.step_rows;
             column += params.step_vectors;
             if column >= params.row_vectors {
@@ -123,11 +122,10 @@ fn backward_reduce_columns(
         let run_end = min(end, r + RUN * lane_rows);
         for (; r < run_end; r += lane_rows) {
             let vector = r * params.row_vectors + readable;
-            let inside = inside_tensor(vector);
             let d = read_input(vector) - pivot;
             let dz = grad_z(vector, d, scale, shift);
-            s1 += select(vec4(0.0), dz, inside);
-            s2 += select(vec4(0.0), dz * d, inside);
+            s1 += keep_tensor(dz, vector);
+            s2 += keep_tensor(dz * d, vector);
         }
         sum = add(sum, s1);
         products = add(products, s2);

@@ -1,6 +1,6 @@
 // Normalises: y = act((x - K)·scale + shift + residual).
 //
-// Parallel: flat. An invocation owns one aligned vector of 4 elements, then the one `stride` further on, and looks up
+// Parallel: flat. A workgroup owns a chunk; an invocation of it owns every WORKGROUP-th vector of 4 elements, and looks up
 // the channel of each element; no two invocations write one word. Reads x (and the residual) once, writes y once.
 
 @group(0) @binding(1) var<storage, read> input: array<Word>;
@@ -42,8 +42,9 @@ fn normalize(
     @builtin(num_workgroups) grid: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    var place = flat_place(workgroup_number(id, grid) * WORKGROUP + lane);
-    for (; place.vector < params.vectors; place = next_place(place)) {
+    let start = workgroup_number(id, grid) * params.chunk;
+    let end = min(start + params.chunk, params.vectors);
+    for (var place = place_of(start + lane); place.vector < end; place = next_place(place)) {
         var c0 = coefficients[place.channel];
         var c1 = c0;
         var c2 = c0;

@@ -22,10 +22,10 @@ struct Params {
     width: u32,
     repetitions: u32,
     span: u32,
-    // Flat kernels: from one vector of an invocation to its next.
+    // Flat kernels.
     vectors: u32,
-    stride: u32,           // in vectors
-    stride_channels: u32,  // in whole channels, modulo `channels`
+    chunk: u32,            // vectors of one workgroup
+    stride_channels: u32,  // WORKGROUP vectors on: in whole channels, modulo `channels`,
     stride_inner: u32,     // and in elements beyond them
     // Statistics.
     flags: u32,
@@ -57,6 +57,7 @@ override WORKGROUP: u32 = 64u;
 override ACTIVATION: u32 = 0u;   // 0 none, 1 ReLU
 override RESIDUAL: bool = false;
 override CHANNEL_LOOKUP: u32 = 0u;
+override MASKED: bool = true;    // false where every vector of a reduction lies in its row or matrix as a whole
 
 @group(0) @binding(0) var<uniform> params: Params;
 
@@ -223,13 +224,22 @@ fn row_begin(row: u32, channel: u32) -> u32 {
     return (row * params.channels + channel) * params.inner;
 }
 
-fn inside_row(vector: u32, begin: u32) -> vec4<bool> {
+// v, or 0 for elements outside a channel's row, which begins at `begin`.
+fn keep_row(v: vec4<f32>, vector: u32, begin: u32) -> vec4<f32> {
+    if !MASKED {
+        return v;
+    }
     let element = vec4(4u * vector) + vec4(0u, 1u, 2u, 3u);
-    return (element >= vec4(begin)) & (element < vec4(begin + params.inner));
+    return select(vec4(0.0), v, (element >= vec4(begin)) & (element < vec4(begin + params.inner)));
 }
 
-fn inside_tensor(vector: u32) -> vec4<bool> {
-    return vec4(4u * vector) + vec4(0u, 1u, 2u, 3u) < vec4(params.elements);
+// v, or 0 for elements outside the tensor.
+fn keep_tensor(v: vec4<f32>, vector: u32) -> vec4<f32> {
+    if !MASKED {
+        return v;
+    }
+    let element = vec4(4u * vector) + vec4(0u, 1u, 2u, 3u);
+    return select(vec4(0.0), v, element < vec4(params.elements));
 }
 
 // ---- Flat kernels: the vector of an invocation, and the channel of each of its elements.
@@ -244,22 +254,20 @@ struct Place {
     inner: u32,   // index of its first element within the channel's row
 }
 
-fn flat_place(invocation: u32) -> Place {
-    let element = 4u * min(invocation, params.vectors);
+fn place_of(vector: u32) -> Place {
+    let element = 4u * min(vector, params.vectors);
     let row = element / params.inner;
-    return Place(invocation, row % params.channels, element - row * params.inner);
+    return Place(vector, row % params.channels, element - row * params.inner);
 }
 
 fn next_place(place: Place) -> Place {
-    var next = Place(place.vector + params.stride, place.channel + params.stride_channels, place.inner + params.stride_inner);
-    if next.inner >= params.inner {
-        next.inner -= params.inner;
-        next.channel += 1u;
+    var channel = place.channel + params.stride_channels;
+    var inner = place.inner + params.stride_inner;
+    if inner >= params.inner {
+        inner -= params.inner;
+        channel += 1u;
     }
-    if next.channel >= params.channels {
-        next.channel -= params.channels;
-    }
-    return next;
+    return Place(place.vector + WORKGROUP, channel - select(0u, params.channels, channel >= params.channels), inner);
 }
 
 fn channel_of(place: Place, element: u32) -> u32 {

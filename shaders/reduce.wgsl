@@ -45,9 +45,8 @@ fn reduce_planar(
     for (var t = start + lane; t < min(end, start + PIVOT_VECTORS); t += WORKGROUP) {
         let begin = row_begin(t / params.row_vectors, channel);
         let vector = begin / 4u + t % params.row_vectors;
-        let inside = inside_row(vector, begin);
-        sums += select(vec4(0.0), read_input(vector) - origin, inside);
-        counts += select(vec4(0.0), vec4(1.0), inside);
+        sums += keep_row(read_input(vector) - origin, vector, begin);
+        counts += keep_row(vec4(1.0), vector, begin);
     }
     let sample = sum_both(lane, 1u, Pair(sums, counts));
     let means = sample.high / max(sample.low, vec4(1.0));
@@ -69,11 +68,11 @@ fn reduce_planar(
         let run_end = min(end, t + RUN * WORKGROUP);
         for (; t < run_end; t += WORKGROUP) {
             let begin = row_begin(row, channel);
-            let inside = inside_row(begin / 4u + column, begin);
-            let d = select(vec4(0.0), read_input(begin / 4u + column) - pivot, inside);
+            let vector = begin / 4u + column;
+            let d = keep_row(read_input(vector) - pivot, vector, begin);
             s1 += d;
             s2 += d * d;
-            n += select(vec4(0.0), vec4(1.0), inside);
+            n += keep_row(vec4(1.0), vector, begin);
             row += params.step_rows;
             column += params.step_vectors;
             if column >= params.row_vectors {
@@ -141,7 +140,7 @@ fn reduce_columns(
         let run_end = min(end, r + RUN * lane_rows);
         for (; r < run_end; r += lane_rows) {
             let vector = r * params.row_vectors + readable;
-            let d = select(vec4(0.0), read_input(vector) - pivot, inside_tensor(vector));
+            let d = keep_tensor(read_input(vector) - pivot, vector);
             s1 += d;
             s2 += d * d;
         }
@@ -151,8 +150,7 @@ fn reduce_columns(
     let s1 = sum_exactly(lane, params.tile, sum);
     let s2 = sum_exactly(lane, params.tile, squares);
     if lane < params.tile && column < params.row_vectors && number < params.workgroups {
-        let rows = f32(end - start);
-        let count = select(vec4(rows - 1.0), vec4(rows), inside_tensor((end - 1u) * params.row_vectors + column));
+        let count = vec4(f32(end - start - 1u)) + keep_tensor(vec4(1.0), (end - 1u) * params.row_vectors + column);
         let place = piece * params.width + 4u * column;
         partials[place] = record(count.x, pivot.x, s1.high.x, s1.low.x, s2.high.x, s2.low.x);
         partials[place + 1u] = record(count.y, pivot.y, s1.high.y, s1.low.y, s2.high.y, s2.low.y);

@@ -116,9 +116,12 @@ pub(crate) enum Override {
     Activation,
     Residual,
     ChannelLookup,
+    Masked,
 }
 
-use Override::{Activation as ACTIVATION, ChannelLookup as LOOKUP, Residual as RESIDUAL};
+use Override::{
+    Activation as ACTIVATION, ChannelLookup as LOOKUP, Masked as MASKED, Residual as RESIDUAL,
+};
 
 macro_rules! shader {
     ($name:literal) => {
@@ -211,8 +214,8 @@ macro_rules! entry {
 
 /// Every kernel there is. A test reflects the shaders and proves that they agree with it.
 pub(crate) static TABLE: [Entry; 14] = [
-    entry!(ReducePlanar, "reduce", "reduce_planar", REDUCE, &[]),
-    entry!(ReduceColumns, "reduce", "reduce_columns", REDUCE, &[]),
+    entry!(ReducePlanar, "reduce", "reduce_planar", REDUCE, &[MASKED]),
+    entry!(ReduceColumns, "reduce", "reduce_columns", REDUCE, &[MASKED]),
     entry!(Combine, "finalize", "combine", COMBINE, &[]),
     entry!(Finalize, "finalize", "finalize", FINALIZE, &[]),
     entry!(
@@ -234,14 +237,14 @@ pub(crate) static TABLE: [Entry; 14] = [
         "backward_reduce",
         "backward_reduce_planar",
         BACKWARD_REDUCE,
-        &[ACTIVATION, RESIDUAL]
+        &[ACTIVATION, RESIDUAL, MASKED]
     ),
     entry!(
         BackwardReduceColumns,
         "backward_reduce",
         "backward_reduce_columns",
         BACKWARD_REDUCE,
-        &[ACTIVATION, RESIDUAL]
+        &[ACTIVATION, RESIDUAL, MASKED]
     ),
     entry!(
         BackwardCombine,
@@ -304,6 +307,7 @@ pub(crate) struct PipelineKey {
     pub activation: u32,
     pub residual: bool,
     pub lookup: ChannelLookup,
+    pub masked: bool,
 }
 
 impl PipelineKey {
@@ -314,6 +318,7 @@ impl PipelineKey {
         activation: Activation,
         residual: bool,
         lookup: ChannelLookup,
+        masked: bool,
     ) -> Self {
         let uses = |o| kernel.entry().overrides.contains(&o);
         PipelineKey {
@@ -331,15 +336,17 @@ impl PipelineKey {
             } else {
                 ChannelLookup::SameChannel
             },
+            masked: masked || !uses(MASKED),
         }
     }
 
-    fn constants(&self) -> [(&'static str, f64); 4] {
+    fn constants(&self) -> [(&'static str, f64); 5] {
         [
             ("WORKGROUP", f64::from(self.workgroup)),
             ("ACTIVATION", f64::from(self.activation)),
             ("RESIDUAL", f64::from(u8::from(self.residual))),
             ("CHANNEL_LOOKUP", f64::from(self.lookup as u32)),
+            ("MASKED", f64::from(u8::from(self.masked))),
         ]
     }
 

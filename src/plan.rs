@@ -230,7 +230,7 @@ pub(crate) struct Params {
     pub repetitions: u32,
     pub span: u32,
     pub vectors: u32,
-    pub stride: u32,
+    pub chunk: u32,
     pub stride_channels: u32,
     pub stride_inner: u32,
     pub flags: u32,
@@ -473,6 +473,14 @@ impl Plan {
         if self.caps.is_cpu() { 64 } else { 2048 }
     }
 
+    /// Whether vectors of the reduction may reach past their row, or past the matrix.
+    fn masked(&self) -> bool {
+        match self.walk {
+            Walk::Planar => !self.problem.inner.is_multiple_of(4),
+            Walk::Columns => self.params.repetitions > 1,
+        }
+    }
+
     fn cut_planar(&mut self, ceiling: u64) {
         let (outer, inner) = (self.problem.outer as u64, self.problem.inner as u64);
         let channels = self.problem.channels as u64;
@@ -541,18 +549,25 @@ impl Plan {
     }
 
     fn cut_flat(&mut self, workgroups: Option<u32>) {
-        let most = workgroups
-            .unwrap_or(if self.caps.is_cpu() { 512 } else { 4096 })
-            .max(1);
+        // A GPU gets many small chunks, so that neighbouring workgroups stream through neighbouring memory; a core of a
+        // software adapter streams through a long one.
         let lanes = u64::from(self.flat_workgroup);
-        self.flat_workgroups = u64::from(self.params.vectors)
-            .div_ceil(lanes)
-            .min(most.into());
-        let stride = self.flat_workgroups * lanes;
+        let vectors = u64::from(self.params.vectors);
+        let per_lane = if self.caps.is_cpu() {
+            vectors.div_ceil(64 * lanes)
+        } else {
+            4
+        };
+        let per_lane = match workgroups {
+            Some(workgroups) => vectors.div_ceil(u64::from(workgroups.max(1)) * lanes),
+            None => per_lane,
+        };
+        let chunk = per_lane * lanes;
+        self.flat_workgroups = vectors.div_ceil(chunk);
         let inner = self.problem.inner as u64;
-        self.params.stride = stride as u32;
-        self.params.stride_channels = ((4 * stride / inner) % self.problem.channels as u64) as u32;
-        self.params.stride_inner = (4 * stride % inner) as u32;
+        self.params.chunk = chunk as u32;
+        self.params.stride_channels = ((4 * lanes / inner) % self.problem.channels as u64) as u32;
+        self.params.stride_inner = (4 * lanes % inner) as u32;
     }
 
     pub(crate) fn max_binding_size(&self) -> u64 {
@@ -602,6 +617,7 @@ impl Plan {
                 activation,
                 residual,
                 self.lookup,
+                self.masked(),
             ),
             grid: grid(workgroups, self.caps.max_workgroups_per_dimension),
             params: Params {

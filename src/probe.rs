@@ -49,6 +49,7 @@ impl Gpu {
             Activation::None,
             false,
             ChannelLookup::SameChannel,
+            true,
         );
         let params = Params {
             vectors: PAIRS as u32,

@@ -143,6 +143,7 @@ fn shaders_and_table_agree_on_overrides() {
                 Override::Activation => "ACTIVATION",
                 Override::Residual => "RESIDUAL",
                 Override::ChannelLookup => "CHANNEL_LOOKUP",
+                Override::Masked => "MASKED",
             }
             .to_owned()
         };
@@ -159,6 +160,7 @@ fn shaders_and_table_agree_on_overrides() {
             Activation::Relu,
             true,
             crate::plan::ChannelLookup::Any,
+            true,
         );
         let known: BTreeSet<String> = module
             .overrides
@@ -237,7 +239,7 @@ fn shaders_and_rust_agree_on_parameters() {
         repetitions,
         span,
         vectors,
-        stride,
+        chunk,
         stride_channels,
         stride_inner,
         flags,
