@@ -46,6 +46,15 @@ fn plans_for_a_gpu_agree_with_the_reference() {
     on_every_adapter(|gpu| agree(gpu, &choices));
 }
 
+/// A device with WebGPU's default limits: 8 storage buffers, 256 invocations, 16 KiB of workgroup memory.
+#[test]
+fn default_limits_are_enough() {
+    on_every_adapter(|gpu| {
+        let small = Gpu::with_limits(gpu.adapter.clone(), wgpu::Limits::default()).unwrap();
+        agree(&small, &Choices::default().device_type(wgpu::DeviceType::DiscreteGpu));
+    });
+}
+
 #[test]
 fn exact_remainders_survive_every_compiler() {
     on_every_adapter(|gpu| assert!(gpu.keeps_remainders().unwrap(), "not on {}", name(gpu)));
