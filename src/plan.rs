@@ -395,7 +395,7 @@ impl Plan {
         let flat_workgroup =
             choices
                 .flat_workgroup
-                .unwrap_or(caps.workgroup(if cpu { 64 } else { 256 }));
+                .unwrap_or(caps.workgroup(if cpu { 8 } else { 256 }));
         let merge_workgroup = caps.workgroup(if cpu { 8 } else { 64 });
         let mut plan = Plan {
             problem: problem.clone(),
