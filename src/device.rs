@@ -1,5 +1,6 @@
 //! `Gpu`: an adapter and a device for programs that have none.
 
+use crate::error::install_hint;
 use crate::{Error, Kernels, Result};
 
 /// An adapter, a device on it with all limits that it offers, and the kernels.
@@ -78,21 +79,20 @@ impl Gpu {
             wanted += &format!(" named {name:?}");
         }
         if backends != wgpu::Backends::all() {
-            wanted += &format!(
-                " on backend {}",
-                format!("{backends:?}")
-                    .trim_start_matches("Backends")
-                    .to_lowercase()
-            );
+            let names: Vec<String> =
+                backends.iter_names().map(|(name, _)| name.to_lowercase()).collect();
+            wanted += &format!(" on backend {}", names.join(", "));
         }
         let names = adapters
             .iter()
             .map(|a| format!("{:?}", a.get_info().name))
             .collect::<Vec<_>>();
-        let found = if names.is_empty() {
-            "none was found".into()
+        let found = if !names.is_empty() {
+            format!("found {}; give a part of one of these names", names.join(", "))
+        } else if others | gl == wgpu::Backends::all() {
+            format!("none was found; {}", install_hint())
         } else {
-            format!("found {}", names.join(", "))
+            format!("none was found there; use another backend, or {}", install_hint())
         };
         Err(Error::NoAdapter { wanted, found })
     }

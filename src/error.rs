@@ -140,11 +140,11 @@ pub enum Error {
         expected: Vec<usize>,
     },
     /// No adapter matches.
-    #[error("no GPU adapter{wanted}: {found}; {}", install_hint())]
+    #[error("no GPU adapter{wanted}: {found}")]
     NoAdapter {
         /// What was asked for, with a leading blank, or nothing.
         wanted: String,
-        /// What was found.
+        /// What was found, and what to do.
         found: String,
     },
     /// The driver refused a device, a pipeline, a bind group or memory.
@@ -158,6 +158,7 @@ pub enum Error {
 }
 
 /// What to install where there is no adapter.
+#[cfg(feature = "device")]
 pub(crate) fn install_hint() -> &'static str {
     if cfg!(target_os = "linux") {
         "install a Vulkan driver: on Debian and Ubuntu `apt-get install libvulkan1 mesa-vulkan-drivers` \

@@ -1,4 +1,50 @@
-//! Batch normalisation for wgpu.
+//! Batch normalisation for [wgpu]: training, inference and gradients as compute kernels, encoded into the caller's own
+//! command encoder.
+//!
+//! From a problem to dispatches in four steps, all of which check and may fail, so that encoding cannot:
+//!
+//! 1. [`Problem`]: the tensor as `[outer, channels, inner]`, the activation, ε and the running statistics' conventions
+//!    ([`Preset`], [`Momentum`]).
+//! 2. [`Plan`]: what is dispatched for a problem on a device's [`Caps`], and why. A pure function; it prints itself, and
+//!    [`Choices`] force it.
+//! 3. [`Kernels`]: what is fixed per device. [`Kernels::prepare`] compiles what a plan needs.
+//! 4. [`Prepared`]: binds arguments ([`ForwardTraining`], [`Inference`], [`Backward`]) after checking each buffer's
+//!    usage, size, alignment and overlap. The [`Operation`] that comes of it encodes the same dispatches again and
+//!    again, without allocating: [`Operation::encode`], [`Operation::encode_in`].
+//!
+//! [`BatchNorm`] is the layer that owns its parameters and statistics. The parts of a pass are there on their own
+//! ([`Reduce`], [`Combine`], [`Finalize`], [`Normalize`], [`BackwardReduce`], [`BackwardApply`]), for pipelines that
+//! fuse them and for statistics over several devices.
+//!
+//! The library creates no device, submits nothing and does not block, except in [`Gpu`]'s conveniences, whose
+//! documentation says so. No input makes it panic: see [`Error`].
+//!
+//! # Formulas
+//! With `x̂ = (x - μ)·invstd` and `invstd = 1/√(σ² + ε)`, where μ and σ² are the mean and biased variance of a channel,
+//! of this batch in training or running ones in inference:
+//!
+//! - forward: `z = γ·x̂ + β + residual`, `y = act(z)`;
+//! - backward: `dz = dy·act'(z)`, `dβ = Σdz`, `dγ = Σdz·x̂`, `dresidual = dz` and
+//!   `dx = γ·invstd·(dz - dβ/m - x̂·dγ/m)`, or `dx = γ·invstd·dz` through frozen statistics.
+//!
+//! γ is `weight`, β is `bias`, and m is [`Problem::count`]. All buffers are f32, but for the number of batches (u32).
+//!
+//! # Features
+//! - `device`: [`Gpu`], an adapter and a device for programs that have none, and wgpu's native backends.
+//! - `ndarray`: [`reference`](mod@reference), the definition in f64; with `device` also passes over host arrays.
+//!
+//! # Example
+//! A plan needs no GPU:
+//!
+//! ```
+//! use wgpu_batchnorm::{Activation, Caps, Plan, Problem};
+//!
+//! let problem = Problem::nhwc([32, 56, 56, 64]).activation(Activation::Relu);
+//! let plan = Plan::new(&problem, &Caps::webgpu_defaults())?;
+//! println!("{plan}");
+//! assert!(plan.workspace_bytes() < 100_000);
+//! # Ok::<(), wgpu_batchnorm::Error>(())
+//! ```
 #![forbid(unsafe_code)]
 
 #[cfg(all(feature = "ndarray", feature = "device"))]
@@ -31,3 +77,8 @@ pub use kernels::{Kernel, Kernels};
 pub use layer::{Batch, BatchNorm};
 pub use plan::{Caps, Choices, Plan, Strategy, Walk};
 pub use problem::{Activation, Momentum, Preset, Problem, RunningVariance};
+
+/// The code of the README, which runs as tests of the documentation.
+#[cfg(all(doctest, feature = "ndarray", feature = "device"))]
+#[doc = include_str!("../README.md")]
+pub struct ReadmeDoctests;

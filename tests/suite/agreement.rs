@@ -51,7 +51,10 @@ fn plans_for_a_gpu_agree_with_the_reference() {
 fn default_limits_are_enough() {
     on_every_adapter(|gpu| {
         let small = Gpu::with_limits(gpu.adapter.clone(), wgpu::Limits::default()).unwrap();
-        agree(&small, &Choices::default().device_type(wgpu::DeviceType::DiscreteGpu));
+        agree(
+            &small,
+            &Choices::default().device_type(wgpu::DeviceType::DiscreteGpu),
+        );
     });
 }
 
