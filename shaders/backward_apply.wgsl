@@ -1,4 +1,4 @@
-// The input's gradient: dx = A·dz + B·(x - K) + D with dz = dy·act'(z); with a residual and an activation also the
+// The input's gradient: dx = A·dz + B·(x - κ) + D with dz = dy·act'(z); with a residual and an activation also the
 // residual's, dz itself.
 //
 // Parallel: flat. A workgroup owns a chunk; an invocation of it owns every WORKGROUP-th vector of 4 elements, and looks up
@@ -60,22 +60,28 @@ fn write_grad_residual(i: u32, v: vec4<f32>) {
     if e + 3u < params.elements { grad_residual[e + 3u] = word(v.wwww); }
 }
 
-struct Four {
-    a: vec4<f32>,
-    b: vec4<f32>,
-    c: vec4<f32>,
+struct Coefficients {
+    x: vec4<f32>,
+    y: vec4<f32>,
+    z: vec4<f32>,
+    w: vec4<f32>,
 }
 
-// The first three parts of the coefficients of a vector's 4 elements, from `base` on.
-fn coefficients_of(place: Place, base: u32) -> Four {
+// Those of a vector's 4 elements, from `base` on.
+fn coefficients_of(place: Place, base: u32) -> Coefficients {
     let c0 = coefficients[base + place.channel];
     if CHANNEL_LOOKUP == SAME_CHANNEL {
-        return Four(c0.xxxx, c0.yyyy, c0.zzzz);
+        return Coefficients(c0.xxxx, c0.yyyy, c0.zzzz, c0.wwww);
     }
     let c1 = coefficients[base + channel_of(place, 1u)];
     let c2 = coefficients[base + channel_of(place, 2u)];
     let c3 = coefficients[base + channel_of(place, 3u)];
-    return Four(vec4(c0.x, c1.x, c2.x, c3.x), vec4(c0.y, c1.y, c2.y, c3.y), vec4(c0.z, c1.z, c2.z, c3.z));
+    return Coefficients(
+        vec4(c0.x, c1.x, c2.x, c3.x),
+        vec4(c0.y, c1.y, c2.y, c3.y),
+        vec4(c0.z, c1.z, c2.z, c3.z),
+        vec4(c0.w, c1.w, c2.w, c3.w),
+    );
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -87,12 +93,12 @@ fn backward_apply(
     let start = workgroup_number(id, grid) * params.chunk;
     let end = min(start + params.chunk, params.vectors);
     for (var place = place_of(start + lane); place.vector < end; place = next_place(place)) {
-        let forward = coefficients_of(place, 0u);                // K, scale, shift
+        let forward = coefficients_of(place, 0u);                // K, scale, shift, κ
         let backward = coefficients_of(place, params.channels);  // A, B, D
-        let d = read_input(place.vector) - forward.a;
+        let x = read_input(place.vector);
         var dz = read_grad_output(place.vector);
         if ACTIVATION != 0u {
-            var z = fma(d, forward.b, forward.c);
+            var z = fma(x - forward.x, forward.y, forward.z);
             if RESIDUAL {
                 z += read_residual(place.vector);
             }
@@ -101,6 +107,6 @@ fn backward_apply(
                 write_grad_residual(place.vector, dz);
             }
         }
-        write_grad_input(place.vector, fma(backward.a, dz, fma(backward.b, d, backward.c)));
+        write_grad_input(place.vector, fma(backward.x, dz, fma(backward.y, x - forward.w, backward.z)));
     }
 }

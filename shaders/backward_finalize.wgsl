@@ -1,9 +1,9 @@
 // Merges gradient sums, and turns them into parameter gradients and the coefficients of the input's gradient.
 //
 // Parallel: a workgroup takes `tile` neighbouring channels, and WORKGROUP/tile lanes share the partial sums of each.
-//   backward_combine:  partials -> (Σdz, its remainder, Σdz·(x-K), its remainder) per channel
-//   backward_finalize: partials -> grad_bias = Σdz, grad_weight = invstd·(Σdz·(x-K) - δ·Σdz), and (A, B, D) with
-//                      dx = A·dz + B·(x - K) + D: A = γ·invstd, B = -A·invstd·dγ/m, D = -A·dβ/m - B·δ
+//   backward_combine:  partials -> (Σdz, its remainder, Σdz·(x-κ), its remainder) per channel
+//   backward_finalize: partials -> grad_bias = Σdz, grad_weight = invstd·(Σdz·(x-κ) - (mean-κ)·Σdz), and (A, B, D)
+//                      with dx = A·dz + B·(x - κ) + D: A = γ·invstd, B = -A·invstd·dγ/m, D = -A·dβ/m - B·(mean-κ)
 // Coefficients are laid out as in finalize.wgsl; [channels + c] is read and then replaced by (A, B, D, 0).
 // Barriers: only those of the workgroup sums; every invocation reaches them.
 
@@ -12,7 +12,7 @@
 @group(0) @binding(3) var<storage, read_write> grad_affine: array<f32>; // weight, bias
 @group(0) @binding(4) var<storage, read_write> sums: array<vec4<f32>>;
 
-// x: Σdz, y: Σdz·(x-K)
+// x: Σdz, y: Σdz·(x-κ)
 fn merge(lane: u32, channel: u32) -> Pair {
     let per_slot = params.repetitions * params.span;
     var sum = Pair(vec4(0.0), vec4(0.0));
@@ -47,7 +47,7 @@ fn backward_finalize(
     if lane >= params.tile || channel >= params.channels {
         return;
     }
-    let statistics = coefficients[params.channels + channel]; // δ, its remainder, invstd, γ
+    let statistics = coefficients[params.channels + channel]; // mean - κ, its remainder, invstd, γ
     let sum_dz = Pair(sum.high.xxxx, sum.low.xxxx);
     let sum_dz_x = Pair(sum.high.yyyy, sum.low.yyyy);
     let shifted = multiply(sum_dz, vec4(-statistics.x));

@@ -1,9 +1,9 @@
-// Gradient sums: x, dy -> (Σdz, its remainder, Σdz·(x-K), its remainder) per piece and channel (planar) or per piece and
+// Gradient sums: x, dy -> (Σdz, its remainder, Σdz·(x-κ), its remainder) per piece and channel (planar) or per piece and
 // column, with dz = dy·act'(z).
 //
 // Parallel: as in reduce.wgsl, one workgroup per piece of a channel, or per piece of a tile of columns. Reads x and dy
 // once, and the residual where an activation needs it. Runs of at most 32 additions are folded into exact pairs,
-// because dγ = invstd·(Σdz·(x-K) - δ·Σdz) cancels where Σdz is large.
+// because dγ = invstd·(Σdz·(x-κ) - (mean-κ)·Σdz) cancels where Σdz is large.
 // Barriers: only those of the workgroup sums; every invocation reaches them, lanes without work add zeros.
 
 @group(0) @binding(1) var<storage, read> input: array<Word>;
@@ -36,13 +36,13 @@ fn read_residual(i: u32) -> vec4<f32> {
     return vec4(first(residual[e]), first(residual[e + 1u]), first(residual[e + 2u]), first(residual[e + 3u]));
 }
 
-// dz of one vector; `d` is x - K.
-fn grad_z(vector: u32, d: vec4<f32>, scale: vec4<f32>, shift: vec4<f32>) -> vec4<f32> {
+// dz of one vector.
+fn grad_z(vector: u32, x: vec4<f32>, pivot: vec4<f32>, scale: vec4<f32>, shift: vec4<f32>) -> vec4<f32> {
     let grad = read_grad_output(vector);
     if ACTIVATION == 0u {
         return grad;
     }
-    var z = fma(d, scale, shift);
+    var z = fma(x - pivot, scale, shift);
     if RESIDUAL {
         z += read_residual(vector);
     }
@@ -60,12 +60,12 @@ fn backward_reduce_planar(
     let channel = work % params.channels;
     let piece = work / params.channels;
     let end = min((piece + 1u) * params.piece_length, params.rows * params.row_vectors);
-    let forward = coefficients[channel]; // K, scale, shift
+    let forward = coefficients[channel]; // K, scale, shift, κ
 
     var t = piece * params.piece_length + lane;
     var row = t / params.row_vectors;
     var column = t % params.row_vectors;
-    var sum = Pair(vec4(0.0), vec4(0.0)); // x: Σdz, y: Σdz·(x-K)
+    var sum = Pair(vec4(0.0), vec4(0.0)); // x: Σdz, y: Σdz·(x-κ)
     while t < end {
         var s1 = vec4(0.0);
         var s2 = vec4(0.0);
@@ -73,10 +73,10 @@ fn backward_reduce_planar(
         for (; t < run_end; t += WORKGROUP) {
             let begin = row_begin(row, channel);
             let vector = begin / 4u + column;
-            let d = read_input(vector) - forward.x;
-            let dz = grad_z(vector, d, forward.yyyy, forward.zzzz);
+            let x = read_input(vector);
+            let dz = grad_z(vector, x, forward.xxxx, forward.yyyy, forward.zzzz);
             s1 += keep_row(dz, vector, begin);
-            s2 += keep_row(dz * d, vector, begin);
+            s2 += keep_row(dz * (x - forward.w), vector, begin);
             row += params.step_rows;
             column += params.step_vectors;
             if column >= params.row_vectors {
@@ -112,6 +112,7 @@ fn backward_reduce_columns(
     let pivot = vec4(c0.x, c1.x, c2.x, c3.x);
     let scale = vec4(c0.y, c1.y, c2.y, c3.y);
     let shift = vec4(c0.z, c1.z, c2.z, c3.z);
+    let kappa = vec4(c0.w, c1.w, c2.w, c3.w);
 
     var sum = Pair(vec4(0.0), vec4(0.0));
     var products = Pair(vec4(0.0), vec4(0.0));
@@ -122,10 +123,10 @@ fn backward_reduce_columns(
         let run_end = min(end, r + RUN * lane_rows);
         for (; r < run_end; r += lane_rows) {
             let vector = r * params.row_vectors + readable;
-            let d = read_input(vector) - pivot;
-            let dz = grad_z(vector, d, scale, shift);
+            let x = read_input(vector);
+            let dz = grad_z(vector, x, pivot, scale, shift);
             s1 += keep_tensor(dz, vector);
-            s2 += keep_tensor(dz * d, vector);
+            s2 += keep_tensor(dz * (x - kappa), vector);
         }
         sum = add(sum, s1);
         products = add(products, s2);

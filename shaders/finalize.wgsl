@@ -4,8 +4,9 @@
 //   combine:      partials -> one record (count, K, δ, M2) per channel
 //   finalize:     partials -> saved (K, δ, δ's remainder, invstd), running statistics, coefficients
 //   coefficients: saved or running statistics -> coefficients; one lane per channel, no merge
-// Coefficients of channel c: [c] = (K, scale, shift, 0), so that y = (x - K)·scale + shift; for the gradients also
-// [channels + c] = (δ, δ's remainder, invstd, weight).
+// Coefficients of channel c: [c] = (K, scale, shift, κ), so that y = (x - K)·scale + shift; for the gradients also
+// [channels + c] = (mean - κ, its remainder, invstd, weight). κ is K on a coarse grid. Where x has the bits of K or
+// fewer, x - K rounds the same way for every x of one magnitude, and Σdz·(x - K) gathers that; x - κ is exact.
 // The merge is Chan's for many parts at once: with D = (K_b - K_0) + δ_b for each part b, δ = Σ n_b·D_b / Σ n_b and
 // M2 = Σ M2_b + Σ n_b·(D_b - δ)². D and δ are exact pairs. At the end K + δ is split anew, K the mean rounded to f32 and
 // δ what that lacks, so that x - K is small wherever x is near the mean: sums of it keep their digits.
@@ -83,13 +84,27 @@ fn affine_of(channel: u32) -> vec2<f32> {
     return vec2(1.0, 0.0);
 }
 
+// The multiple of 2⁻⁸ standard deviations (as a power of two) that is nearest to the pivot.
+fn coarse(pivot: f32, invstd: f32) -> f32 {
+    let exponent = (bitcast<u32>(invstd) >> 23u) & 0xffu;
+    if exponent < 9u || exponent > 240u {
+        return pivot; // a deviation of 0, beyond f32, or none
+    }
+    let grid = bitcast<f32>((246u - exponent) << 23u);
+    let steps = pivot * bitcast<f32>((exponent + 8u) << 23u);
+    return select(pivot, round(steps) * grid, abs(steps) < 8388608.0);
+}
+
 fn write_coefficients(channel: u32, pivot: f32, delta: f32, low: f32, invstd: f32) {
     let weight_bias = affine_of(channel);
     let scale = weight_bias.x * invstd;
     let shift = (weight_bias.y - delta * scale) - low * scale;
-    coefficients[channel] = vec4(pivot, scale, shift, 0.0);
+    let kappa = coarse(pivot, invstd);
+    coefficients[channel] = vec4(pivot, scale, shift, kappa);
     if has(FOR_BACKWARD) {
-        coefficients[params.channels + channel] = vec4(delta, low, invstd, weight_bias.x);
+        let moved = two_sum(vec4(pivot), vec4(-kappa));
+        let rest = add_pairs(moved, Pair(vec4(delta), vec4(low)));
+        coefficients[params.channels + channel] = vec4(rest.high.x, rest.low.x, invstd, weight_bias.x);
     }
 }
 

@@ -328,7 +328,7 @@ impl Gpu {
         settle(scopes, "uploading tensors")?;
         let (uploaded, running) = (uploaded?, running?);
         let mut args =
-            Inference::new(&uploaded.input, &running, &output).affine_packed(&uploaded.affine);
+            Inference::new(&uploaded.input, &output, &running).affine_packed(&uploaded.affine);
         if let Some(residual) = &uploaded.residual {
             args = args.residual(residual);
         }

@@ -79,8 +79,10 @@ impl Gpu {
             wanted += &format!(" named {name:?}");
         }
         if backends != wgpu::Backends::all() {
-            let names: Vec<String> =
-                backends.iter_names().map(|(name, _)| name.to_lowercase()).collect();
+            let names: Vec<String> = backends
+                .iter_names()
+                .map(|(name, _)| name.to_lowercase())
+                .collect();
             wanted += &format!(" on backend {}", names.join(", "));
         }
         let names = adapters
@@ -88,11 +90,17 @@ impl Gpu {
             .map(|a| format!("{:?}", a.get_info().name))
             .collect::<Vec<_>>();
         let found = if !names.is_empty() {
-            format!("found {}; give a part of one of these names", names.join(", "))
+            format!(
+                "found {}; give a part of one of these names",
+                names.join(", ")
+            )
         } else if others | gl == wgpu::Backends::all() {
             format!("none was found; {}", install_hint())
         } else {
-            format!("none was found there; use another backend, or {}", install_hint())
+            format!(
+                "none was found there; use another backend, or {}",
+                install_hint()
+            )
         };
         Err(Error::NoAdapter { wanted, found })
     }

@@ -267,8 +267,8 @@ impl<'a> Inference<'a> {
     /// Input and output, of the problem's shape, and the statistics to normalise by.
     pub fn new(
         input: impl Into<BufferRange<'a>>,
-        running: impl Into<Running<'a>>,
         output: impl Into<BufferRange<'a>>,
+        running: impl Into<Running<'a>>,
     ) -> Self {
         Inference {
             input: input.into(),
@@ -404,7 +404,7 @@ pub struct Finalize<'a> {
 }
 
 impl<'a> Finalize<'a> {
-    /// Moments `[C, 4]`, and coefficients `[C, 4]` f32: K, scale, shift, 0, for `y = (x - K)·scale + shift`.
+    /// Moments `[C, 4]`, and coefficients `[C, 4]` f32: K, scale, shift, κ, for `y = (x - K)·scale + shift`.
     pub fn new(
         moments: impl Into<BufferRange<'a>>,
         coefficients: impl Into<BufferRange<'a>>,
@@ -460,8 +460,8 @@ impl<'a> Normalize<'a> {
     residual_setter!();
 }
 
-/// Arguments of `backward_reduce`: the gradient sums `[C, 4]` f32: Σdz, its remainder, Σdz·(x - K), its remainder.
-/// Sums over the same K add up, which is how several devices join theirs.
+/// Arguments of `backward_reduce`: the gradient sums `[C, 4]` f32: Σdz, its remainder, Σdz·(x - κ), its remainder, where
+/// κ depends on the saved statistics alone. Sums over the same statistics add up, which is how several devices join theirs.
 #[derive(Debug, Clone, Copy)]
 pub struct BackwardReduce<'a> {
     input: BufferRange<'a>,
@@ -897,7 +897,7 @@ impl<'a> Recorder<'a> {
         for (other, other_access) in &self.arguments {
             let written = access == Access::Write || *other_access == Access::Write;
             if written && bound.overlaps(other) {
-                let remedy = "give each a range of its own";
+                let remedy = "give each a buffer of its own";
                 return Err(Error::Overlap {
                     first: other.name,
                     second: name,

@@ -208,7 +208,7 @@ impl BatchNorm {
         output: impl Into<BufferRange<'a>>,
     ) -> Result<Operation> {
         let (input, output): (BufferRange<'_>, BufferRange<'_>) = (batch.input, output.into());
-        let mut args = Inference::new(input, &self.running, output).affine_packed(&self.affine);
+        let mut args = Inference::new(input, output, &self.running).affine_packed(&self.affine);
         if let Some(residual) = batch.residual {
             args = args.residual(residual);
         }
@@ -253,6 +253,25 @@ impl BatchNorm {
     ) -> Result<()> {
         self.bind_training(batch, output)?.encode(encoder);
         Ok(())
+    }
+
+    /// Binds and encodes an inference forward pass.
+    ///
+    /// # Errors
+    /// As [`BatchNorm::bind_inference`].
+    pub fn infer<'a>(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        batch: &Batch<'a>,
+        output: impl Into<BufferRange<'a>>,
+    ) -> Result<()> {
+        self.bind_inference(batch, output)?.encode(encoder);
+        Ok(())
+    }
+
+    /// The layer's channels and conventions; outer and inner are those it was made with.
+    pub fn problem(&self) -> &Problem {
+        &self.problem
     }
 
     /// Binds and encodes a backward pass.

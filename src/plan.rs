@@ -194,6 +194,18 @@ impl Choices {
         self
     }
 
+    /// Forces the lanes of flat workgroups.
+    pub fn flat_workgroup(mut self, lanes: u32) -> Self {
+        self.flat_workgroup = Some(lanes);
+        self
+    }
+
+    /// Forces a ceiling on the workgroups of flat dispatches.
+    pub fn flat_workgroups(mut self, workgroups: u32) -> Self {
+        self.flat_workgroups = Some(workgroups);
+        self
+    }
+
     /// Plans as for another kind of adapter.
     pub fn device_type(mut self, device_type: wgpu::DeviceType) -> Self {
         self.device_type = Some(device_type);

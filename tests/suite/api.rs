@@ -668,7 +668,7 @@ fn inference_with_buffers_of_their_own() {
         let y = empty(gpu, f.x.len());
         let [weight, bias, mean, variance] =
             [&f.weight, &f.bias, &f.mean, &f.variance].map(|v| storage(gpu, v));
-        let args = Inference::new(&x, Running::new(&mean, &variance), &y).affine(&weight, &bias);
+        let args = Inference::new(&x, &y, Running::new(&mean, &variance)).affine(&weight, &bias);
         run(gpu, &[&step.bind_inference(&args).unwrap()]);
         let wide = |v: &[f32]| v.iter().map(|&v| f64::from(v)).collect::<Array1<f64>>();
         let (x64, w64, b64) = (f.x.mapv(f64::from), wide(&f.weight), wide(&f.bias));

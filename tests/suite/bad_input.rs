@@ -227,7 +227,7 @@ fn arguments_are_checked() {
             "768 bytes",
         );
         let two = empty(gpu, 2);
-        let statistics = Inference::new(&x, Running::new(&saved, &two), &y);
+        let statistics = Inference::new(&x, &y, Running::new(&saved, &two));
         named(
             step.bind_inference(&statistics).unwrap_err(),
             "running_var",
