@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use wgpu_batchnorm::{Activation, Choices, Momentum, Preset, Problem, Strategy};
+use wgpu_batchnorm::{Activation, Choices, Error, Momentum, Preset, Problem, Strategy};
 
 /// Batch normalisation on the GPU: tensor files in, tensor files out.
 #[derive(Debug, Parser)]
@@ -186,10 +186,10 @@ impl DeviceArgs {
 }
 
 impl FileArgs {
-    /// The problem on a tensor of a given shape.
+    /// The problem on an input of a given shape, checked.
     ///
     /// # Errors
-    /// One line that names the option at fault.
+    /// One line that names the option at fault, or the input.
     pub fn problem(&self, shape: &[usize], residual: bool) -> anyhow::Result<Problem> {
         let preset = match self.preset {
             PresetName::Pytorch => Preset::Pytorch,
@@ -197,7 +197,19 @@ impl FileArgs {
             PresetName::Tensorflow => Preset::Tensorflow,
             PresetName::Onnx => Preset::Onnx,
         };
-        let mut problem = Problem::with_axis(shape, self.channel_axis)?
+        anyhow::ensure!(
+            !shape.is_empty(),
+            "input is a scalar, of shape [], with no axis of channels; give a tensor of one axis or more"
+        );
+        let mut problem = Problem::with_axis(shape, self.channel_axis)
+            .map_err(|error| match error {
+                Error::ChannelAxis { axis, shape } => anyhow::anyhow!(
+                    "--channel-axis {axis} is out of range for input's shape {shape:?}; give one from -{} to {}",
+                    shape.len(),
+                    shape.len() - 1
+                ),
+                other => other.into(),
+            })?
             .preset(preset)
             .activation(self.activation()?);
         if residual {
@@ -222,6 +234,17 @@ impl FileArgs {
             check_weight("--decay", decay)?;
             problem = problem.momentum(Momentum::decay(decay));
         }
+        problem.validate().map_err(|error| match error {
+            Error::EmptyTensor { .. } => {
+                anyhow::anyhow!(
+                    "input is empty: shape {shape:?}; give at least one value per channel"
+                )
+            }
+            Error::Eps { given } => {
+                anyhow::anyhow!("--eps is {given:?}; give a number from 0 to {:e}", f32::MAX)
+            }
+            other => anyhow::Error::new(other).context("input"),
+        })?;
         Ok(problem)
     }
 

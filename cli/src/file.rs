@@ -733,6 +733,29 @@ pub fn write(path: &Path, tensors: &Tensors) -> Result<(), FileError> {
             });
         }
     }
+    let folder = folder_of(path)?;
+    replace(path, folder, |out| match format {
+        Format::Safetensors => write_safetensors(out, tensors),
+        Format::Npz => write_npz(out, tensors),
+    })
+    .map_err(|reason| FileError::Write {
+        path: path.into(),
+        reason,
+    })
+}
+
+/// Whether [`write()`] can go to `path`, as far as that can be told beforehand: its extension, its folder, and that it
+/// is no folder itself.
+///
+/// # Errors
+/// A [`FileError`] that names the path and what is wrong with it.
+pub fn check_target(path: &Path) -> Result<(), FileError> {
+    check_extension(path)?;
+    folder_of(path).map(|_| ())
+}
+
+/// The folder that a file is to be written in.
+fn folder_of(path: &Path) -> Result<&Path, FileError> {
     if path.is_dir() {
         return Err(FileError::NotAFile { path: path.into() });
     }
@@ -746,14 +769,7 @@ pub fn write(path: &Path, tensors: &Tensors) -> Result<(), FileError> {
             folder: folder.into(),
         });
     }
-    replace(path, folder, |out| match format {
-        Format::Safetensors => write_safetensors(out, tensors),
-        Format::Npz => write_npz(out, tensors),
-    })
-    .map_err(|reason| FileError::Write {
-        path: path.into(),
-        reason,
-    })
+    Ok(folder)
 }
 
 /// Writes a temporary file in `folder` and renames it to `path`.

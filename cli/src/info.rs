@@ -1,6 +1,9 @@
 //! `info`: the adapters of this machine, and what each can run.
 
-use anyhow::{Result, bail};
+use std::fmt::Display;
+use std::io::Write;
+
+use anyhow::{Context, Result, bail};
 use comfy_table::{ContentArrangement, Table, presets};
 use serde_json::{Value, json};
 use wgpu_batchnorm::{Caps, Gpu};
@@ -17,6 +20,14 @@ pub fn adapter(adapter: &wgpu::Adapter) -> Value {
     })
 }
 
+/// Writes to stdout and ends the line. Where `println!` would panic, as on a full disk or a closed pipe, an error.
+pub(crate) fn print(text: impl Display) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "{text}")
+        .and_then(|()| stdout.flush())
+        .context("stdout cannot be written")
+}
+
 /// Prints the adapters.
 ///
 /// # Errors
@@ -25,11 +36,7 @@ pub fn run(as_json: bool) -> Result<()> {
     let adapters = Gpu::adapters(wgpu::Backends::all());
     if as_json {
         let list: Vec<Value> = adapters.iter().map(describe).collect();
-        println!(
-            "{}",
-            serde_json::to_string_pretty(&json!({ "adapters": list }))?
-        );
-        return Ok(());
+        return print(serde_json::to_string_pretty(&json!({ "adapters": list }))?);
     }
     if adapters.is_empty() {
         let Err(error) = Gpu::new() else {
@@ -40,7 +47,7 @@ pub fn run(as_json: bool) -> Result<()> {
     for found in &adapters {
         let info = found.get_info();
         let caps = Caps::from_limits(&found.limits(), info.device_type);
-        println!("{}", info.name);
+        print(&info.name)?;
         let mut table = Table::new();
         table
             .load_style(presets::NOTHING)
@@ -72,7 +79,7 @@ pub fn run(as_json: bool) -> Result<()> {
         );
         row("offset alignment", bytes(caps.offset_alignment.into()));
         row("runs", runs(&caps));
-        println!("{table}\n");
+        print(format!("{table}\n"))?;
     }
     Ok(())
 }

@@ -95,9 +95,10 @@ impl Request {
             None => 0,
             Some(tensor) => match tensor.to_i64_scalar() {
                 Some(batches) if (0..i64::MAX).contains(&batches) => batches,
-                Some(batches) => {
-                    bail!("num_batches_tracked is {batches}; give a count of 0 or more")
-                }
+                Some(batches) => bail!(
+                    "num_batches_tracked is {batches}; give a count from 0 to {}",
+                    i64::MAX - 1
+                ),
                 None => bail!(
                     "num_batches_tracked: the type is {} and the shape {:?}, but an I64 scalar of shape [] is needed",
                     tensor.dtype,
@@ -169,16 +170,6 @@ impl Request {
 
     /// What no single tensor can tell.
     fn check(&self, args: &FileArgs) -> Result<()> {
-        self.problem.validate().map_err(|error| match error {
-            Error::EmptyTensor { .. } => anyhow::anyhow!(
-                "input is empty: shape {:?}; give at least one value per channel",
-                self.shape
-            ),
-            Error::Eps { given } => {
-                anyhow::anyhow!("--eps is {given}; give a finite number of 0 or more")
-            }
-            other => other.into(),
-        })?;
         match args.mode {
             Mode::Training => ensure!(
                 self.problem.count() > 1,
@@ -350,7 +341,7 @@ impl Results {
 /// One line that names the tensor or option at fault; an old OUT is untouched then.
 pub fn run(args: &FileArgs, backward: bool) -> Result<()> {
     let start = Instant::now();
-    file::check_extension(&args.output)?;
+    file::check_target(&args.output)?;
     let request = Request::read(args, backward)?;
     let read_ms = milliseconds(start);
     let start = Instant::now();
@@ -387,7 +378,7 @@ pub fn run(args: &FileArgs, backward: bool) -> Result<()> {
             })),
             "times_ms": { "read": read_ms, "device": device_ms, "compute": compute_ms, "write": write_ms },
         });
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        crate::info::print(serde_json::to_string_pretty(&report)?)?;
     }
     Ok(())
 }
