@@ -1,5 +1,6 @@
 //! `forward` and `backward`: from a tensor file to a tensor file, on the GPU or by the reference.
 
+use std::io::Write;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -401,7 +402,11 @@ fn choose_device(args: &FileArgs) -> Result<Option<Gpu>> {
         Err(error @ Error::NoAdapter { .. })
             if args.place == DeviceKind::Auto && !args.device.names_one() =>
         {
-            eprintln!("{error}; the f64 reference on the CPU is used instead");
+            // Unlike eprintln!, no panic where nobody listens.
+            let _ = writeln!(
+                std::io::stderr(),
+                "{error}; the f64 reference on the CPU is used instead"
+            );
             Ok(None)
         }
         Err(error) => Err(error.into()),
