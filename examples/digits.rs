@@ -505,6 +505,7 @@ fn inputs<'a>(input: &'a Array3<f64>, affine: &'a Array2<f64>) -> Inputs<'a> {
         residual: None,
         weight: Some(affine.row(0)),
         bias: Some(affine.row(1)),
+        mask: None,
     }
 }
 

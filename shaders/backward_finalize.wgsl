@@ -4,23 +4,38 @@
 //   backward_combine:  partials -> (Σdz, its remainder, Σdz·(x-κ), its remainder) per channel
 //   backward_finalize: partials -> grad_bias = Σdz, grad_weight = invstd·(Σdz·(x-κ) - (mean-κ)·Σdz), and (A, B, D)
 //                      with dx = A·dz + B·(x - κ) + D: A = γ·invstd, B = -A·invstd·dγ/m, D = -A·dβ/m - B·(mean-κ)
-// Coefficients are laid out as in finalize.wgsl; [channels + c] is read and then replaced by (A, B, D, 0).
+//   sum_gradients:     parameter gradients of each group -> their sums; one lane per channel
+// m is the number of values per channel, or what the mask lets count of them. Coefficients are laid out as in
+// finalize.wgsl; [statistics + s] is read and then replaced by (A, B, D, 0).
 // Barriers: only those of the workgroup sums; every invocation reaches them.
 
 @group(0) @binding(1) var<storage, read> partials: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read_write> coefficients: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read_write> grad_affine: array<f32>; // weight, bias
 @group(0) @binding(4) var<storage, read_write> sums: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read> counts: array<f32>;            // of each group
+@group(0) @binding(6) var<storage, read_write> gradients: array<vec4<f32>>; // dγ, its remainder, dβ, its remainder
+@group(0) @binding(7) var<storage, read> group_gradients: array<vec4<f32>>;
 
 // x: Σdz, y: Σdz·(x-κ)
-fn merge(lane: u32, channel: u32) -> Pair {
+fn merge(lane: u32, statistic: u32) -> Pair {
     let per_slot = params.repetitions * params.span;
     var sum = Pair(vec4(0.0), vec4(0.0));
     for (var i = lane / params.tile; i < params.slots * per_slot; i += WORKGROUP / params.tile) {
-        let part = partials[partial_index(i / per_slot, channel, i % per_slot)];
+        let part = partials[partial_index(i / per_slot, statistic, i % per_slot)];
         sum = add_pairs(sum, Pair(vec4(part.x, part.z, 0.0, 0.0), vec4(part.y, part.w, 0.0, 0.0)));
     }
     return sum_exactly(lane, params.tile, sum);
+}
+
+fn write_gradients(channel: u32, weight: f32, bias: f32) {
+    if has(ACCUMULATE) {
+        grad_affine[channel] += weight;
+        grad_affine[params.channels + channel] += bias;
+    } else {
+        grad_affine[channel] = weight;
+        grad_affine[params.channels + channel] = bias;
+    }
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -29,10 +44,10 @@ fn backward_combine(
     @builtin(num_workgroups) grid: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let channel = workgroup_number(id, grid) * params.tile + lane % params.tile;
-    let sum = merge(lane, min(channel, params.channels - 1u));
-    if lane < params.tile && channel < params.channels {
-        sums[channel] = vec4(sum.high.x, sum.low.x, sum.high.y, sum.low.y);
+    let statistic = workgroup_number(id, grid) * params.tile + lane % params.tile;
+    let sum = merge(lane, min(statistic, params.statistics - 1u));
+    if lane < params.tile && statistic < params.statistics {
+        sums[statistic] = vec4(sum.high.x, sum.low.x, sum.high.y, sum.low.y);
     }
 }
 
@@ -42,12 +57,12 @@ fn backward_finalize(
     @builtin(num_workgroups) grid: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let channel = workgroup_number(id, grid) * params.tile + lane % params.tile;
-    let sum = merge(lane, min(channel, params.channels - 1u));
-    if lane >= params.tile || channel >= params.channels {
+    let statistic = workgroup_number(id, grid) * params.tile + lane % params.tile;
+    let sum = merge(lane, min(statistic, params.statistics - 1u));
+    if lane >= params.tile || statistic >= params.statistics {
         return;
     }
-    let statistics = coefficients[params.channels + channel]; // mean - κ, its remainder, invstd, γ
+    let statistics = coefficients[params.statistics + statistic]; // mean - κ, its remainder, invstd, γ
     let sum_dz = Pair(sum.high.xxxx, sum.low.xxxx);
     let sum_dz_x = Pair(sum.high.yyyy, sum.low.yyyy);
     let shifted = multiply(sum_dz, vec4(-statistics.x));
@@ -56,17 +71,45 @@ fn backward_finalize(
     // Where invstd is 0 by definition, x̂ is too, whatever the sums overflowed to.
     let grad_weight = select(invstd * (centred.high.x + centred.low.x), 0.0, invstd == 0.0);
     let grad_bias = sum_dz.high.x + sum_dz.low.x;
-    if has(HAS_GRAD_AFFINE) {
-        grad_affine[channel] = grad_weight;
-        grad_affine[params.channels + channel] = grad_bias;
+    if has(GROUP_GRADIENTS) {
+        gradients[statistic] = vec4(grad_weight, 0.0, sum_dz.high.x, sum_dz.low.x);
+    } else if has(HAS_GRAD_AFFINE) {
+        write_gradients(statistic, grad_weight, grad_bias);
     }
     let a = statistics.w * invstd;
     if has(FROZEN) {
-        coefficients[params.channels + channel] = vec4(a, 0.0, 0.0, 0.0);
+        coefficients[params.statistics + statistic] = vec4(a, 0.0, 0.0, 0.0);
         return;
     }
-    let m = f32(params.count);
-    let b = -a * invstd * (grad_weight / m);
-    let d = -a * (grad_bias / m) - b * (statistics.x + statistics.y);
-    coefficients[params.channels + channel] = vec4(a, b, d, 0.0);
+    var m = f32(params.count);
+    if has(HAS_COUNTS) {
+        m = counts[statistic / params.channels];
+    }
+    var b = -a * invstd * (grad_weight / m);
+    var d = -a * (grad_bias / m) - b * (statistics.x + statistics.y);
+    if m == 0.0 {
+        b = 0.0; // nothing counts: the statistics do not depend on the input
+        d = 0.0;
+    }
+    coefficients[params.statistics + statistic] = vec4(a, b, d, 0.0);
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn sum_gradients(
+    @builtin(workgroup_id) id: vec3<u32>,
+    @builtin(num_workgroups) grid: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let channel = workgroup_number(id, grid) * WORKGROUP + lane;
+    if channel >= params.channels {
+        return;
+    }
+    var weight = Pair(vec4(0.0), vec4(0.0));
+    var bias = weight;
+    for (var s = channel; s < params.statistics; s += params.channels) {
+        let part = group_gradients[s];
+        weight = add_pairs(weight, Pair(vec4(part.x), vec4(part.y)));
+        bias = add_pairs(bias, Pair(vec4(part.z), vec4(part.w)));
+    }
+    write_gradients(channel, weight.high.x + weight.low.x, bias.high.x + bias.low.x);
 }

@@ -4,37 +4,11 @@
 // Parallel: as in reduce.wgsl, one workgroup per piece of a channel, or per piece of a tile of columns. Reads x and dy
 // once, and the residual where an activation needs it. Runs of at most 32 additions are folded into exact pairs,
 // because dγ = invstd·(Σdz·(x-κ) - (mean-κ)·Σdz) cancels where Σdz is large.
+// A mask changes nothing here: values that do not count for the statistics are normalised, and have a gradient, too.
 // Barriers: only those of the workgroup sums; every invocation reaches them, lanes without work add zeros.
 
-@group(0) @binding(1) var<storage, read> input: array<Word>;
-@group(0) @binding(2) var<storage, read> grad_output: array<Word>;
-@group(0) @binding(3) var<storage, read> residual: array<Word>;
-@group(0) @binding(4) var<storage, read> coefficients: array<vec4<f32>>;
-@group(0) @binding(5) var<storage, read_write> partials: array<vec4<f32>>;
-
-fn read_input(i: u32) -> vec4<f32> {
-    if WHOLE_VECTORS {
-        return vec4<f32>(input[i]);
-    }
-    let e = 4u * i;
-    return vec4(first(input[e]), first(input[e + 1u]), first(input[e + 2u]), first(input[e + 3u]));
-}
-
-fn read_grad_output(i: u32) -> vec4<f32> {
-    if WHOLE_VECTORS {
-        return vec4<f32>(grad_output[i]);
-    }
-    let e = 4u * i;
-    return vec4(first(grad_output[e]), first(grad_output[e + 1u]), first(grad_output[e + 2u]), first(grad_output[e + 3u]));
-}
-
-fn read_residual(i: u32) -> vec4<f32> {
-    if WHOLE_VECTORS {
-        return vec4<f32>(residual[i]);
-    }
-    let e = 4u * i;
-    return vec4(first(residual[e]), first(residual[e + 1u]), first(residual[e + 2u]), first(residual[e + 3u]));
-}
+@group(0) @binding(7) var<storage, read> coefficients: array<vec4<f32>>;
+@group(0) @binding(8) var<storage, read_write> partials: array<vec4<f32>>;
 
 // dz of one vector.
 fn grad_z(vector: u32, x: vec4<f32>, pivot: vec4<f32>, scale: vec4<f32>, shift: vec4<f32>) -> vec4<f32> {
@@ -57,10 +31,11 @@ fn backward_reduce_planar(
 ) {
     let number = workgroup_number(id, grid);
     let work = min(number, params.workgroups - 1u);
-    let channel = work % params.channels;
-    let piece = work / params.channels;
+    let statistic = work % params.statistics;
+    let piece = work / params.statistics;
+    let first = first_row(statistic);
     let end = min((piece + 1u) * params.piece_length, params.rows * params.row_vectors);
-    let forward = coefficients[channel]; // K, scale, shift, κ
+    let forward = coefficients[statistic]; // K, scale, shift, κ
 
     var t = piece * params.piece_length + lane;
     var row = t / params.row_vectors;
@@ -71,7 +46,7 @@ fn backward_reduce_planar(
         var s2 = vec4(0.0);
         let run_end = min(end, t + RUN * WORKGROUP);
         for (; t < run_end; t += WORKGROUP) {
-            let begin = row_begin(row, channel);
+            let begin = row_begin(first, row);
             let vector = begin / 4u + column;
             let x = read_input(vector);
             let dz = grad_z(vector, x, forward.xxxx, forward.yyyy, forward.zzzz);
@@ -88,7 +63,7 @@ fn backward_reduce_planar(
     }
     let total = sum_exactly(lane, 1u, sum);
     if lane == 0u && number < params.workgroups {
-        partials[piece * params.width + channel] = vec4(total.high.x, total.low.x, total.high.y, total.low.y);
+        partials[piece * params.slot_stride + statistic] = vec4(total.high.x, total.low.x, total.high.y, total.low.y);
     }
 }
 
@@ -101,14 +76,17 @@ fn backward_reduce_columns(
     let number = workgroup_number(id, grid);
     let work = min(number, params.workgroups - 1u);
     let piece = work % params.pieces;
-    let column = (work / params.pieces) * params.tile + lane % params.tile; // of vectors
+    let groups = params.statistics / params.channels;
+    let group = (work / params.pieces) % groups;
+    let column = (work / params.pieces / groups) * params.tile + lane % params.tile; // of vectors
     let readable = min(column, params.row_vectors - 1u);
+    let first = group * (params.group_elements / 4u);
     let lane_rows = WORKGROUP / params.tile;
     let end = min((piece + 1u) * params.piece_length, params.rows);
-    let c0 = coefficients[column_channel(4u * readable)];
-    let c1 = coefficients[column_channel(4u * readable + 1u)];
-    let c2 = coefficients[column_channel(4u * readable + 2u)];
-    let c3 = coefficients[column_channel(4u * readable + 3u)];
+    let c0 = coefficients[group * params.channels + column_channel(4u * readable)];
+    let c1 = coefficients[group * params.channels + column_channel(4u * readable + 1u)];
+    let c2 = coefficients[group * params.channels + column_channel(4u * readable + 2u)];
+    let c3 = coefficients[group * params.channels + column_channel(4u * readable + 3u)];
     let pivot = vec4(c0.x, c1.x, c2.x, c3.x);
     let scale = vec4(c0.y, c1.y, c2.y, c3.y);
     let shift = vec4(c0.z, c1.z, c2.z, c3.z);
@@ -122,11 +100,11 @@ fn backward_reduce_columns(
         var s2 = vec4(0.0);
         let run_end = min(end, r + RUN * lane_rows);
         for (; r < run_end; r += lane_rows) {
-            let vector = r * params.row_vectors + readable;
-            let x = read_input(vector);
-            let dz = grad_z(vector, x, pivot, scale, shift);
-            s1 += keep_tensor(dz, vector);
-            s2 += keep_tensor(dz * (x - kappa), vector);
+            let local = r * params.row_vectors + readable;
+            let x = read_input(first + local);
+            let dz = grad_z(first + local, x, pivot, scale, shift);
+            s1 += keep_group(dz, local);
+            s2 += keep_group(dz * (x - kappa), local);
         }
         sum = add(sum, s1);
         products = add(products, s2);
@@ -134,7 +112,7 @@ fn backward_reduce_columns(
     let s1 = sum_exactly(lane, params.tile, sum);
     let s2 = sum_exactly(lane, params.tile, products);
     if lane < params.tile && column < params.row_vectors && number < params.workgroups {
-        let place = piece * params.width + 4u * column;
+        let place = piece * params.slot_stride + group * params.width + 4u * column;
         partials[place] = vec4(s1.high.x, s1.low.x, s2.high.x, s2.low.x);
         partials[place + 1u] = vec4(s1.high.y, s1.low.y, s2.high.y, s2.low.y);
         partials[place + 2u] = vec4(s1.high.z, s1.low.z, s2.high.z, s2.low.z);

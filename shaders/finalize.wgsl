@@ -1,11 +1,12 @@
 // Merges records of moments, and turns moments into what normalisation needs.
 //
-// Parallel: a workgroup takes `tile` neighbouring channels, and WORKGROUP/tile lanes share the records of each.
-//   combine:      partials -> one record (count, K, δ, M2) per channel
-//   finalize:     partials -> saved (K, δ, δ's remainder, invstd), running statistics, coefficients
-//   coefficients: saved or running statistics -> coefficients; one lane per channel, no merge
-// Coefficients of channel c: [c] = (K, scale, shift, κ), so that y = (x - K)·scale + shift; for the gradients also
-// [channels + c] = (mean - κ, its remainder, invstd, weight). κ is K on a coarse grid. Where x has the bits of K or
+// Parallel: a workgroup takes `tile` neighbouring statistics, and WORKGROUP/tile lanes share the records of each.
+//   combine:      partials -> one record (count, K, δ, M2) per statistic
+//   finalize:     partials -> saved (K, δ, δ's remainder, invstd), running statistics, coefficients. With several groups it
+//                 runs twice: once for each group's statistics, and once over all groups' records for the running ones.
+//   coefficients: saved or running statistics -> coefficients; one lane per statistic, no merge
+// A statistic is the channel of a group. Its coefficients: [s] = (K, scale, shift, κ), so that y = (x - K)·scale + shift;
+// for the gradients also [statistics + s] = (mean - κ, its remainder, invstd, weight). κ is K on a coarse grid. Where x has the bits of K or
 // fewer, x - K rounds the same way for every x of one magnitude, and Σdz·(x - K) gathers that; x - κ is exact.
 // The merge is Chan's for many parts at once: with D = (K_b - K_0) + δ_b for each part b, δ = Σ n_b·D_b / Σ n_b and
 // M2 = Σ M2_b + Σ n_b·(D_b - δ)². D and δ are exact pairs. At the end K + δ is split anew, K the mean rounded to f32 and
@@ -35,7 +36,7 @@ fn deviation(record: vec4<f32>, pivot: f32) -> Pair {
     return Pair(select(d.high, vec4(0.0), empty), select(d.low, vec4(0.0), empty));
 }
 
-fn merge(lane: u32, channel: u32) -> Moments {
+fn merge(lane: u32, statistic: u32) -> Moments {
     let lane_row = lane / params.tile;
     let lane_rows = WORKGROUP / params.tile;
     let per_slot = params.repetitions * params.span;
@@ -44,7 +45,7 @@ fn merge(lane: u32, channel: u32) -> Moments {
     // The pivot of the first record that is not empty serves for all.
     var pivot = 0.0;
     for (var i = 0u; i < records; i++) {
-        let record = partials[partial_index(i / per_slot, channel, i % per_slot)];
+        let record = partials[partial_index(i / per_slot, statistic, i % per_slot)];
         if record.x > 0.0 {
             pivot = record.y;
             break;
@@ -52,7 +53,7 @@ fn merge(lane: u32, channel: u32) -> Moments {
     }
     var sum = Pair(vec4(0.0), vec4(0.0));   // x: Σ n·D, y: Σ n
     for (var i = lane_row; i < records; i += lane_rows) {
-        let record = partials[partial_index(i / per_slot, channel, i % per_slot)];
+        let record = partials[partial_index(i / per_slot, statistic, i % per_slot)];
         let weighted = multiply(deviation(record, pivot), vec4(record.x));
         sum = add_pairs(sum, Pair(vec4(weighted.high.x, record.x, 0.0, 0.0), vec4(weighted.low.x, 0.0, 0.0, 0.0)));
     }
@@ -62,7 +63,7 @@ fn merge(lane: u32, channel: u32) -> Moments {
 
     var m2 = Pair(vec4(0.0), vec4(0.0));
     for (var i = lane_row; i < records; i += lane_rows) {
-        let record = partials[partial_index(i / per_slot, channel, i % per_slot)];
+        let record = partials[partial_index(i / per_slot, statistic, i % per_slot)];
         let d = deviation(record, pivot);
         let apart = opaque(d.high - delta.high).x + (d.low.x - delta.low.x);
         m2 = add(m2, vec4(select(0.0, record.w + record.x * apart * apart, record.x > 0.0)));
@@ -71,14 +72,18 @@ fn merge(lane: u32, channel: u32) -> Moments {
     let m2_sum = select(infinity(), m2_total.high.x + m2_total.low.x, is_finite(m2_total.high.x));
     let mean = two_sum(vec4(pivot), delta.high);
     let rest = two_sum(mean.low, delta.low);
+    if is_nan(count) {
+        return Moments(count, count, 0.0, 0.0, count); // the mask holds something else than 0 and 1
+    }
     if !is_finite(mean.high.x) {
         return Moments(count, mean.high.x, 0.0, 0.0, m2_sum);
     }
     return Moments(count, mean.high.x, rest.high.x, rest.low.x, m2_sum);
 }
 
-fn affine_of(channel: u32) -> vec2<f32> {
+fn affine_of(statistic: u32) -> vec2<f32> {
     if has(HAS_AFFINE) {
+        let channel = statistic % params.channels;
         return vec2(affine[channel], affine[params.channels + channel]);
     }
     return vec2(1.0, 0.0);
@@ -95,20 +100,20 @@ fn coarse(pivot: f32, invstd: f32) -> f32 {
     return select(pivot, round(steps) * grid, abs(steps) < 8388608.0);
 }
 
-fn write_coefficients(channel: u32, pivot: f32, delta: f32, low: f32, invstd: f32) {
-    let weight_bias = affine_of(channel);
+fn write_coefficients(statistic: u32, pivot: f32, delta: f32, low: f32, invstd: f32) {
+    let weight_bias = affine_of(statistic);
     let scale = weight_bias.x * invstd;
     let shift = (weight_bias.y - delta * scale) - low * scale;
     let kappa = coarse(pivot, invstd);
-    coefficients[channel] = vec4(pivot, scale, shift, kappa);
+    coefficients[statistic] = vec4(pivot, scale, shift, kappa);
     if has(FOR_BACKWARD) {
         let moved = two_sum(vec4(pivot), vec4(-kappa));
         let rest = add_pairs(moved, Pair(vec4(delta), vec4(low)));
-        coefficients[params.channels + channel] = vec4(rest.high.x, rest.low.x, invstd, weight_bias.x);
+        coefficients[params.statistics + statistic] = vec4(rest.high.x, rest.low.x, invstd, weight_bias.x);
     }
 }
 
-fn channel_of_lane(number: u32, lane: u32) -> u32 {
+fn statistic_of_lane(number: u32, lane: u32) -> u32 {
     return number * params.tile + lane % params.tile;
 }
 
@@ -118,10 +123,10 @@ fn combine(
     @builtin(num_workgroups) grid: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let channel = channel_of_lane(workgroup_number(id, grid), lane);
-    let m = merge(lane, min(channel, params.channels - 1u));
-    if lane < params.tile && channel < params.channels {
-        coefficients[channel] = vec4(m.count, m.pivot, m.delta, m.m2);
+    let statistic = statistic_of_lane(workgroup_number(id, grid), lane);
+    let m = merge(lane, min(statistic, params.statistics - 1u));
+    if lane < params.tile && statistic < params.statistics {
+        coefficients[statistic] = vec4(m.count, m.pivot, m.delta, m.m2);
     }
 }
 
@@ -131,40 +136,43 @@ fn finalize(
     @builtin(num_workgroups) grid: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let channel = channel_of_lane(workgroup_number(id, grid), lane);
-    let m = merge(lane, min(channel, params.channels - 1u));
-    if lane >= params.tile || channel >= params.channels {
+    let statistic = statistic_of_lane(workgroup_number(id, grid), lane);
+    let m = merge(lane, min(statistic, params.statistics - 1u));
+    if lane >= params.tile || statistic >= params.statistics {
         return;
     }
     var variance = m.m2 / max(m.count, 1.0);
     if !is_finite(m.pivot) {
         variance = not_a_number();
     }
-    let invstd = inverse_std(variance);
+    // Where a mask hides everything, mean and variance are 0, and the output is the bias.
+    let invstd = select(inverse_std(variance), 0.0, m.count == 0.0);
     if has(HAS_SAVED) {
-        saved[channel] = m.pivot;
-        saved[params.channels + channel] = m.delta;
-        saved[2u * params.channels + channel] = m.delta_low;
-        saved[3u * params.channels + channel] = invstd;
+        saved[statistic] = m.pivot;
+        saved[params.statistics + statistic] = m.delta;
+        saved[2u * params.statistics + statistic] = m.delta_low;
+        saved[3u * params.statistics + statistic] = invstd;
     }
     if has(HAS_RUNNING) {
-        let batches = running[2u * params.channels + channel] + 1u;
+        let batches = running[2u * params.channels + statistic] + 1u;
         var weight_new = params.weight_new;
         var weight_old = params.weight_old;
         if has(CUMULATIVE) {
             weight_new = 1.0 / f32(batches);
             weight_old = 1.0 - weight_new;
         }
-        let old_mean = bitcast<f32>(running[channel]);
-        let old_variance = bitcast<f32>(running[params.channels + channel]);
+        let old_mean = bitcast<f32>(running[statistic]);
+        let old_variance = bitcast<f32>(running[params.channels + statistic]);
         let bessel = select(1.0, m.count / (m.count - 1.0), has(UNBIASED) && m.count > 1.0);
         let mean = weight_old * old_mean + weight_new * (m.pivot + m.delta);
         let stored = weight_old * old_variance + weight_new * (variance * bessel);
-        running[channel] = bitcast<u32>(mean);
-        running[params.channels + channel] = bitcast<u32>(stored);
-        running[2u * params.channels + channel] = batches;
+        running[statistic] = bitcast<u32>(mean);
+        running[params.channels + statistic] = bitcast<u32>(stored);
+        running[2u * params.channels + statistic] = batches;
     }
-    write_coefficients(channel, m.pivot, m.delta, m.delta_low, invstd);
+    if has(HAS_COEFFICIENTS) {
+        write_coefficients(statistic, m.pivot, m.delta, m.delta_low, invstd);
+    }
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -173,15 +181,16 @@ fn coefficients_only(
     @builtin(num_workgroups) grid: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let channel = workgroup_number(id, grid) * WORKGROUP + lane;
-    if channel >= params.channels {
+    let statistic = workgroup_number(id, grid) * WORKGROUP + lane;
+    if statistic >= params.statistics {
         return;
     }
     if has(FROM_RUNNING) {
+        let channel = statistic % params.channels;
         let invstd = inverse_std(statistics[params.channels + channel]);
-        write_coefficients(channel, statistics[channel], 0.0, 0.0, invstd);
+        write_coefficients(statistic, statistics[channel], 0.0, 0.0, invstd);
     } else {
-        write_coefficients(channel, statistics[channel], statistics[params.channels + channel],
-            statistics[2u * params.channels + channel], statistics[3u * params.channels + channel]);
+        write_coefficients(statistic, statistics[statistic], statistics[params.statistics + statistic],
+            statistics[2u * params.statistics + statistic], statistics[3u * params.statistics + statistic]);
     }
 }

@@ -1,13 +1,17 @@
-// What all kernels share: parameters, exact sums, the reduction over a workgroup, the activation.
+// What all kernels share: parameters, exact sums, the reduction over a workgroup.
 //
-// The tensor is flat and contiguous, [outer, channels, inner]; a "vector" is an aligned group of 4 of its elements.
+// The tensor is flat and contiguous, [groups, outer, channels, inner]; a "vector" is an aligned group of 4 of its elements.
+// Each channel of each group has statistics of its own: statistic s is channel s % channels of group s / channels.
 
 struct Params {
     zero: u32,             // 0, which no compiler knows: see `opaque`
     elements: u32,         // of the tensor
     channels: u32,
     inner: u32,
-    count: u32,            // values per channel
+    count: u32,            // values per channel of a group: outer · inner
+    statistics: u32,       // groups · channels
+    group_elements: u32,
+    outer_elements: u32,   // of one outer index: channels · inner
     workgroups: u32,       // of this dispatch; a 2-D grid may hold a few more
     // Reductions. Planar: a row is one channel of one outer index. Columns: the tensor is a matrix of `width` columns.
     rows: u32,
@@ -17,8 +21,10 @@ struct Params {
     step_rows: u32,        // planar: from one vector of a lane to its next, in rows and vectors
     step_vectors: u32,
     tile: u32,             // columns: vectors side by side in a workgroup; merges: channels side by side
-    // Partial results: slot s, repetition k and column i of channel c are at s·width + (k·channels + c)·span + i.
+    // Partial results: slot s, repetition k and column i of channel c of group g are at
+    // s·slot_stride + g·width + (k·channels + c)·span + i.
     slots: u32,
+    slot_stride: u32,
     width: u32,
     repetitions: u32,
     span: u32,
@@ -27,6 +33,7 @@ struct Params {
     chunk: u32,            // vectors of one workgroup
     stride_channels: u32,  // WORKGROUP vectors on: in whole channels, modulo `channels`,
     stride_inner: u32,     // and in elements beyond them
+    slope: f32,            // of leaky ReLU below 0
     // Statistics.
     flags: u32,
     eps: f32,
@@ -41,6 +48,9 @@ struct Params {
     absent_0: u32,
     absent_1: u32,
     absent_2: u32,
+    pad_0: u32,            // to a multiple of 16 bytes
+    pad_1: u32,
+    pad_2: u32,
 }
 
 const HAS_AFFINE: u32 = 1u;
@@ -52,12 +62,18 @@ const FOR_BACKWARD: u32 = 32u;   // coefficients for the gradients too
 const HAS_GRAD_AFFINE: u32 = 64u;
 const FROZEN: u32 = 128u;         // the statistics do not depend on the input
 const UNBIASED: u32 = 256u;       // running variance is M2/(m-1)
+const HAS_COEFFICIENTS: u32 = 512u;
+const HAS_COUNTS: u32 = 1024u;    // values per channel that the mask lets count, one number a group
+const GROUP_GRADIENTS: u32 = 2048u; // parameter gradients of each group, to be summed
+const ACCUMULATE: u32 = 4096u;    // parameter gradients are added to what is there
 
 override WORKGROUP: u32 = 64u;
-override ACTIVATION: u32 = 0u;   // 0 none, 1 ReLU
+override ACTIVATION: u32 = 0u;
 override RESIDUAL: bool = false;
 override CHANNEL_LOOKUP: u32 = 0u;
-override MASKED: bool = true;    // false where every vector of a reduction lies in its row or matrix as a whole
+override RAGGED: bool = true;    // false where every vector of a reduction lies in its row or matrix as a whole
+override MASK: bool = false;
+override IN_PLACE: bool = false; // the result replaces the input, or the output's gradient
 
 @group(0) @binding(0) var<uniform> params: Params;
 
@@ -181,10 +197,12 @@ fn sum_both(lane: u32, tile: u32, pair: Pair) -> Pair {
 
 // ---- Partial results and coefficients, one channel at a time.
 
-fn partial_index(slot: u32, channel: u32, record: u32) -> u32 {
+fn partial_index(slot: u32, statistic: u32, record: u32) -> u32 {
+    let group = statistic / params.channels;
+    let channel = statistic - group * params.channels;
     let repetition = record / params.span;
     let column = record % params.span;
-    return slot * params.width + (repetition * params.channels + channel) * params.span + column;
+    return slot * params.slot_stride + group * params.width + (repetition * params.channels + channel) * params.span + column;
 }
 
 // 1/√(variance + ε), refined by a Newton step; 0 where that is infinite or the variance is.
@@ -204,7 +222,7 @@ fn is_nan(v: f32) -> bool {
     return (bitcast<u32>(v) & 0x7fffffffu) > 0x7f800000u;
 }
 
-// ---- Reductions: runs and pivots, and which elements of a vector count.
+// ---- Reductions: runs and pivots.
 
 const RUN: u32 = 8u;             // vectors; 32 additions when the 4 positions of a vector are folded
 const PIVOT_VECTORS: u32 = 64u;  // 256 values
@@ -217,84 +235,4 @@ fn across(v: vec4<f32>) -> f32 {
 // v[i], by a mask: FXC cannot index vectors dynamically.
 fn component(v: vec4<f32>, i: u32) -> f32 {
     return across(select(vec4(0.0), v, vec4(i) == vec4(0u, 1u, 2u, 3u)));
-}
-
-// The first element of a channel's row.
-fn row_begin(row: u32, channel: u32) -> u32 {
-    return (row * params.channels + channel) * params.inner;
-}
-
-// v, or 0 for elements outside a channel's row, which begins at `begin`.
-fn keep_row(v: vec4<f32>, vector: u32, begin: u32) -> vec4<f32> {
-    if !MASKED {
-        return v;
-    }
-    let element = vec4(4u * vector) + vec4(0u, 1u, 2u, 3u);
-    return select(vec4(0.0), v, (element >= vec4(begin)) & (element < vec4(begin + params.inner)));
-}
-
-// v, or 0 for elements outside the tensor.
-fn keep_tensor(v: vec4<f32>, vector: u32) -> vec4<f32> {
-    if !MASKED {
-        return v;
-    }
-    let element = vec4(4u * vector) + vec4(0u, 1u, 2u, 3u);
-    return select(vec4(0.0), v, element < vec4(params.elements));
-}
-
-// ---- Flat kernels: the vector of an invocation, and the channel of each of its elements.
-
-const SAME_CHANNEL: u32 = 0u;   // inner is a multiple of 4
-const NEXT_CHANNEL: u32 = 1u;   // inner ≥ 4: at most one boundary in a vector
-const CHANNELS_LAST: u32 = 2u;  // inner = 1, channels ≥ 4
-
-struct Place {
-    vector: u32,
-    channel: u32, // of its first element
-    inner: u32,   // index of its first element within the channel's row
-}
-
-fn place_of(vector: u32) -> Place {
-    let element = 4u * min(vector, params.vectors);
-    let row = element / params.inner;
-    return Place(vector, row % params.channels, element - row * params.inner);
-}
-
-fn next_place(place: Place) -> Place {
-    var channel = place.channel + params.stride_channels;
-    var inner = place.inner + params.stride_inner;
-    if inner >= params.inner {
-        inner -= params.inner;
-        channel += 1u;
-    }
-    return Place(place.vector + WORKGROUP, channel - select(0u, params.channels, channel >= params.channels), inner);
-}
-
-fn channel_of(place: Place, element: u32) -> u32 {
-    var channel = place.channel;
-    if CHANNEL_LOOKUP == NEXT_CHANNEL {
-        channel += select(0u, 1u, place.inner + element >= params.inner);
-    } else if CHANNEL_LOOKUP == CHANNELS_LAST {
-        channel += element;
-    } else if CHANNEL_LOOKUP != SAME_CHANNEL {
-        return (channel + (place.inner + element) / params.inner) % params.channels;
-    }
-    return select(channel, channel - params.channels, channel >= params.channels);
-}
-
-// ---- The activation and the gradient that it lets through.
-
-fn activate(z: vec4<f32>) -> vec4<f32> {
-    if ACTIVATION == 1u {
-        // Written so that NaN stays NaN.
-        return select(z, vec4(0.0), z < vec4(0.0));
-    }
-    return z;
-}
-
-fn activation_gradient(z: vec4<f32>, grad: vec4<f32>) -> vec4<f32> {
-    if ACTIVATION == 1u {
-        return select(grad, vec4(0.0), z <= vec4(0.0));
-    }
-    return grad;
 }

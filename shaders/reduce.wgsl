@@ -4,18 +4,12 @@
 // of each piece twice; writes one record a piece. A piece takes as pivot K a mean of its first values that one outlier
 // cannot move, sums x - K and (x - K)² in runs of at most 32 additions, and folds the runs into exact pairs, so that
 // nothing cancels: mean = K + δ with δ = Σ(x-K)/n, and M2 = Σ(x-K)² - δ·Σ(x-K).
+// With a mask only the values count that it lets count, and the pivot comes from those.
 // Barriers: only those of the workgroup sums; every invocation reaches them, lanes without work add zeros.
+//   count_mask: mask -> how many positions of each group count; one workgroup per group
 
-@group(0) @binding(1) var<storage, read> input: array<Word>;
-@group(0) @binding(2) var<storage, read_write> partials: array<vec4<f32>>;
-
-fn read_input(i: u32) -> vec4<f32> {
-    if WHOLE_VECTORS {
-        return vec4<f32>(input[i]);
-    }
-    let e = 4u * i;
-    return vec4(first(input[e]), first(input[e + 1u]), first(input[e + 2u]), first(input[e + 3u]));
-}
+@group(0) @binding(7) var<storage, read_write> partials: array<vec4<f32>>;
+@group(0) @binding(8) var<storage, read_write> counts: array<f32>;
 
 fn record(count: f32, pivot: f32, s1: f32, s1_low: f32, s2: f32, s2_low: f32) -> vec4<f32> {
     let delta = divide(Pair(vec4(s1), vec4(s1_low)), vec4(max(count, 1.0))).high.x;
@@ -31,24 +25,32 @@ fn reduce_planar(
 ) {
     let number = workgroup_number(id, grid);
     let work = min(number, params.workgroups - 1u);
-    let channel = work % params.channels;
-    let piece = work / params.channels;
+    let statistic = work % params.statistics;
+    let piece = work / params.statistics;
+    let first = first_row(statistic);
+    let first_mask = (statistic / params.channels) * params.count;
     let start = piece * params.piece_length;
     let end = min(start + params.piece_length, params.rows * params.row_vectors);
 
-    // The pivot: each of the 4 positions in a vector has a mean of its own, and the two in the middle are averaged.
-    let row_start = row_begin(start / params.row_vectors, channel);
+    // The pivot: each of the 4 positions in a vector has a mean of its own, and the two in the middle are averaged. A
+    // mask may hide the first value; then sums start from 0, and each lane looks for its share of values that count.
+    let row_start = row_begin(first, start / params.row_vectors);
     let first_element = clamp(4u * (row_start / 4u + start % params.row_vectors), row_start, row_start + params.inner - 1u);
-    let origin = component(read_input(first_element / 4u), first_element % 4u);
+    let origin = select(component(read_input(first_element / 4u), first_element % 4u), 0.0, MASK);
     var sums = vec4(0.0);
-    var counts = vec4(0.0);
-    for (var t = start + lane; t < min(end, start + PIVOT_VECTORS); t += WORKGROUP) {
-        let begin = row_begin(t / params.row_vectors, channel);
+    var sampled = vec4(0.0);
+    var found = 0u;
+    let sample_end = select(min(end, start + PIVOT_VECTORS), end, MASK);
+    for (var t = start + lane; t < sample_end && found < max(1u, PIVOT_VECTORS / WORKGROUP); t += WORKGROUP) {
+        let row = t / params.row_vectors;
+        let begin = row_begin(first, row);
         let vector = begin / 4u + t % params.row_vectors;
-        sums += keep_row(read_input(vector) - origin, vector, begin);
-        counts += keep_row(vec4(1.0), vector, begin);
+        let weights = row_weights(vector, begin, first_mask + row * params.inner);
+        sums += select(vec4(0.0), read_input(vector) - origin, weights != vec4(0.0));
+        sampled += weights;
+        found += select(0u, 1u, any(weights != vec4(0.0)));
     }
-    let sample = sum_both(lane, 1u, Pair(sums, counts));
+    let sample = sum_both(lane, 1u, Pair(sums, sampled));
     let means = sample.high / max(sample.low, vec4(1.0));
     let lowest = min(min(means.x, means.y), min(means.z, means.w));
     let highest = max(max(means.x, means.y), max(means.z, means.w));
@@ -67,12 +69,13 @@ fn reduce_planar(
         var n = vec4(0.0);
         let run_end = min(end, t + RUN * WORKGROUP);
         for (; t < run_end; t += WORKGROUP) {
-            let begin = row_begin(row, channel);
+            let begin = row_begin(first, row);
             let vector = begin / 4u + column;
-            let d = keep_row(read_input(vector) - pivot, vector, begin);
+            let weights = row_weights(vector, begin, first_mask + row * params.inner);
+            let d = select(vec4(0.0), read_input(vector) - pivot, weights != vec4(0.0));
             s1 += d;
             s2 += d * d;
-            n += keep_row(vec4(1.0), vector, begin);
+            n += weights;
             row += params.step_rows;
             column += params.step_vectors;
             if column >= params.row_vectors {
@@ -84,7 +87,7 @@ fn reduce_planar(
     }
     let total = sum_exactly(lane, 1u, sum);
     if lane == 0u && number < params.workgroups {
-        partials[piece * params.width + channel] =
+        partials[piece * params.slot_stride + statistic] =
             record(total.high.z, pivot, total.high.x, total.low.x, total.high.y, total.low.y);
     }
 }
@@ -98,63 +101,103 @@ fn reduce_columns(
     let number = workgroup_number(id, grid);
     let work = min(number, params.workgroups - 1u);
     let piece = work % params.pieces;
-    let column = (work / params.pieces) * params.tile + lane % params.tile; // of vectors
+    let groups = params.statistics / params.channels;
+    let group = (work / params.pieces) % groups;
+    let column = (work / params.pieces / groups) * params.tile + lane % params.tile; // of vectors
     let readable = min(column, params.row_vectors - 1u);
+    let first = group * (params.group_elements / 4u);
     let lane_row = lane / params.tile;
     let lane_rows = WORKGROUP / params.tile;
     let start = piece * params.piece_length;
     let end = min(start + params.piece_length, params.rows);
-    let whole_rows = params.elements / params.width; // only the matrix's last row can be cut short
 
-    // The pivot: the first rows go to three classes in turn, and the middle one of the three means is taken.
-    let origin = read_input(start * params.row_vectors + readable);
-    var a = vec4(0.0);
-    var b = vec4(0.0);
-    var c = vec4(0.0);
-    var counts = vec4(0.0);
-    let sample_end = min(min(end, whole_rows), start + max(4u * lane_rows, PIVOT_ROWS));
-    for (var r = start + lane_row; r < sample_end; r += lane_rows) {
-        let d = read_input(r * params.row_vectors + readable) - origin;
+    // Where row 0 of each of the 4 columns lies in the mask, and how far apart rows are there.
+    let columns = numbers(readable);
+    let masks = vec4(group * params.count) + (columns / params.outer_elements) * params.inner + columns % params.inner;
+    let mask_stride = params.repetitions * params.inner;
+
+    // The pivot: the first rows go to three classes in turn, and the middle one of the three means is taken. A mask may
+    // hide values; then sums start from 0, and each lane goes on until it has its share for each column.
+    let origin = select(read_input(first + start * params.row_vectors + readable), vec4(0.0), vec4(MASK));
+    let share = max(4u, PIVOT_ROWS / lane_rows);
+    let sample_end = select(min(end, start + share * lane_rows), end, MASK);
+    var a = Pair(vec4(0.0), vec4(0.0)); // sum and number
+    var b = a;
+    var c = a;
+    var found = vec4(0.0);
+    for (var r = start + lane_row; r < sample_end && any(found < vec4(f32(share))); r += lane_rows) {
+        let local = r * params.row_vectors + readable;
+        let weights = group_weights(local, masks + vec4(r * mask_stride));
+        let d = select(vec4(0.0), read_input(first + local) - origin, weights != vec4(0.0));
         let turn = (r - start) % 3u;
-        a += select(vec4(0.0), d, turn == 0u);
-        b += select(vec4(0.0), d, turn == 1u);
-        c += select(vec4(0.0), d, turn == 2u);
-        counts += select(vec4(0.0), vec4(1.0), vec4(turn) == vec4(0u, 1u, 2u, 3u));
+        if turn == 0u {
+            a = Pair(a.high + d, a.low + weights);
+        } else if turn == 1u {
+            b = Pair(b.high + d, b.low + weights);
+        } else {
+            c = Pair(c.high + d, c.low + weights);
+        }
+        found += weights;
     }
-    let ab = sum_both(lane, params.tile, Pair(a, b));
-    let cn = sum_both(lane, params.tile, Pair(c, counts));
-    let n = cn.low;
-    let mean_a = ab.high / max(n.x, 1.0);
-    let mean_b = ab.low / max(n.y, 1.0);
-    let mean_c = cn.high / max(n.z, 1.0);
+    a = sum_both(lane, params.tile, a);
+    b = sum_both(lane, params.tile, b);
+    c = sum_both(lane, params.tile, c);
+    let mean_a = a.high / max(a.low, vec4(1.0));
+    let mean_b = b.high / max(b.low, vec4(1.0));
+    let mean_c = c.high / max(c.low, vec4(1.0));
     let middle = max(min(mean_a, mean_b), min(max(mean_a, mean_b), mean_c));
-    let mean = (ab.high + ab.low + cn.high) / max(across(n), 1.0);
-    let pivot = origin + select(mean, middle, all(n.xyz >= vec3(1.0)));
+    let mean = (a.high + b.high + c.high) / max(a.low + b.low + c.low, vec4(1.0));
+    let pivot = origin + select(mean, middle, min(a.low, min(b.low, c.low)) >= vec4(1.0));
 
     var sum = Pair(vec4(0.0), vec4(0.0));
     var squares = Pair(vec4(0.0), vec4(0.0));
+    var count = vec4(0.0);
     var r = start + lane_row;
     while r < end {
         var s1 = vec4(0.0);
         var s2 = vec4(0.0);
         let run_end = min(end, r + RUN * lane_rows);
         for (; r < run_end; r += lane_rows) {
-            let vector = r * params.row_vectors + readable;
-            let d = keep_tensor(read_input(vector) - pivot, vector);
+            let local = r * params.row_vectors + readable;
+            let weights = group_weights(local, masks + vec4(r * mask_stride));
+            let d = select(vec4(0.0), read_input(first + local) - pivot, weights != vec4(0.0));
             s1 += d;
             s2 += d * d;
+            count += weights;
         }
         sum = add(sum, s1);
         squares = add(squares, s2);
     }
     let s1 = sum_exactly(lane, params.tile, sum);
     let s2 = sum_exactly(lane, params.tile, squares);
+    // Without a mask only the last row can be cut short.
+    var n = vec4(f32(end - start - 1u)) + keep_group(vec4(1.0), (end - 1u) * params.row_vectors + readable);
+    if MASK {
+        n = sum_both(lane, params.tile, Pair(count, vec4(0.0))).high;
+    }
     if lane < params.tile && column < params.row_vectors && number < params.workgroups {
-        let count = vec4(f32(end - start - 1u)) + keep_tensor(vec4(1.0), (end - 1u) * params.row_vectors + column);
-        let place = piece * params.width + 4u * column;
-        partials[place] = record(count.x, pivot.x, s1.high.x, s1.low.x, s2.high.x, s2.low.x);
-        partials[place + 1u] = record(count.y, pivot.y, s1.high.y, s1.low.y, s2.high.y, s2.low.y);
-        partials[place + 2u] = record(count.z, pivot.z, s1.high.z, s1.low.z, s2.high.z, s2.low.z);
-        partials[place + 3u] = record(count.w, pivot.w, s1.high.w, s1.low.w, s2.high.w, s2.low.w);
+        let place = piece * params.slot_stride + group * params.width + 4u * column;
+        partials[place] = record(n.x, pivot.x, s1.high.x, s1.low.x, s2.high.x, s2.low.x);
+        partials[place + 1u] = record(n.y, pivot.y, s1.high.y, s1.low.y, s2.high.y, s2.low.y);
+        partials[place + 2u] = record(n.z, pivot.z, s1.high.z, s1.low.z, s2.high.z, s2.low.z);
+        partials[place + 3u] = record(n.w, pivot.w, s1.high.w, s1.low.w, s2.high.w, s2.low.w);
+    }
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn count_mask(
+    @builtin(workgroup_id) id: vec3<u32>,
+    @builtin(num_workgroups) grid: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let number = workgroup_number(id, grid);
+    let group = min(number, params.workgroups - 1u);
+    var count = 0.0;
+    for (var i = lane; i < params.count; i += WORKGROUP) {
+        count += mask_weight(group * params.count + i);
+    }
+    let total = sum_both(lane, 1u, Pair(vec4(count), vec4(0.0))).high.x;
+    if lane == 0u && number < params.workgroups {
+        counts[group] = total;
     }
 }

@@ -3,13 +3,18 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Poll, Waker};
 
-use ndarray::{Array1, Array2, Array3, ArrayView1, ArrayView3};
+use ndarray::{Array1, Array2, Array3, ArrayView1, ArrayView2, ArrayView3};
 
-use crate::encode::settle;
 use crate::kernels::ErrorScopes;
-use crate::{Backward, Error, ForwardTraining, Gpu, Inference, Operation, Plan, Problem, Result};
+use crate::record::settle;
+use crate::{
+    Backward, Dtype, Error, ForwardTraining, Gpu, Inference, Operation, Plan, Problem, Result,
+};
 
-/// Host tensors of one pass. Tensors have shape `[outer, channels, inner]`, vectors `[channels]`.
+/// Host tensors of one pass. Tensors have shape `[groups·outer, channels, inner]`, vectors `[channels]`.
+///
+/// They are f32 on the host whatever the problem's type: on the way to the device they are rounded to it, to the nearest,
+/// and what comes back is exact.
 #[derive(Debug, Clone, Copy)]
 pub struct Arrays<'a> {
     /// What is normalised.
@@ -20,6 +25,10 @@ pub struct Arrays<'a> {
     pub weight: Option<ArrayView1<'a, f32>>,
     /// β; 0 where absent.
     pub bias: Option<ArrayView1<'a, f32>>,
+    /// 1 where a value counts for the statistics, 0 where not, `[groups·outer, inner]`; where the problem has a mask.
+    pub mask: Option<ArrayView2<'a, f32>>,
+    /// Run in place: the output replaces the input in its buffer, or the input's gradient the output's.
+    pub in_place: bool,
 }
 
 impl<'a> Arrays<'a> {
@@ -30,6 +39,8 @@ impl<'a> Arrays<'a> {
             residual: None,
             weight: None,
             bias: None,
+            mask: None,
+            in_place: false,
         }
     }
 }
@@ -45,7 +56,7 @@ pub struct RunningArrays {
     pub batches: u32,
 }
 
-/// Saved statistics on the host, `[4, channels]`: K, δ, δ's remainder, invstd, with mean = K + δ.
+/// Saved statistics on the host, `[4, groups·channels]`: K, δ, δ's remainder, invstd, with mean = K + δ.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SavedArrays(pub Array2<f32>);
 
@@ -85,7 +96,7 @@ impl SavedArrays {
 /// What a training forward pass gives.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ForwardResult {
-    /// `[outer, channels, inner]`.
+    /// `[groups·outer, channels, inner]`.
     pub output: Array3<f32>,
     /// The statistics of the batch.
     pub saved: SavedArrays,
@@ -96,9 +107,9 @@ pub struct ForwardResult {
 /// What a backward pass gives.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GradientArrays {
-    /// `[outer, channels, inner]`.
+    /// `[groups·outer, channels, inner]`.
     pub input: Array3<f32>,
-    /// The residual's, where the problem has one; `[outer, channels, inner]`.
+    /// The residual's, where the problem has one; `[groups·outer, channels, inner]`.
     pub residual: Option<Array3<f32>>,
     /// `[channels]`.
     pub weight: Array1<f32>,
@@ -190,6 +201,7 @@ impl Readback {
 struct Uploaded {
     input: wgpu::Buffer,
     residual: Option<wgpu::Buffer>,
+    mask: Option<wgpu::Buffer>,
     affine: wgpu::Buffer,
 }
 
@@ -294,22 +306,30 @@ impl Gpu {
         let running = running
             .map(|running| self.upload_running(problem, running))
             .transpose();
-        let output = self.empty("output", arrays.input.len());
-        let saved = self.empty("saved", 4 * problem.channels);
+        let output = self.empty_tensor("output", problem);
+        let saved = self.empty("saved", 4 * problem.statistics());
         settle(scopes, "uploading tensors")?;
         let (uploaded, running) = (uploaded?, running?);
+        let output = if arrays.in_place {
+            uploaded.input.clone()
+        } else {
+            output
+        };
         let mut args = ForwardTraining::new(&uploaded.input, &output)
             .affine_packed(&uploaded.affine)
             .saved(&saved);
         if let Some(residual) = &uploaded.residual {
             args = args.residual(residual);
         }
+        if let Some(mask) = &uploaded.mask {
+            args = args.mask(mask);
+        }
         if let Some(running) = &running {
             args = args.running(running);
         }
         let operation = self
             .kernels
-            .prepare_now(plan)?
+            .prepare_lazily(plan)
             .bind_forward_training(&args)?;
         let wanted: Vec<_> = [&output, &saved].into_iter().chain(&running).collect();
         self.submit_and_read(Some(&operation), &wanted)
@@ -324,15 +344,20 @@ impl Gpu {
         let scopes = ErrorScopes::push(&self.device);
         let uploaded = self.upload(plan.problem(), arrays);
         let running = self.upload_running(plan.problem(), running);
-        let output = self.empty("output", arrays.input.len());
+        let output = self.empty_tensor("output", plan.problem());
         settle(scopes, "uploading tensors")?;
         let (uploaded, running) = (uploaded?, running?);
+        let output = if arrays.in_place {
+            uploaded.input.clone()
+        } else {
+            output
+        };
         let mut args =
             Inference::new(&uploaded.input, &output, &running).affine_packed(&uploaded.affine);
         if let Some(residual) = &uploaded.residual {
             args = args.residual(residual);
         }
-        let operation = self.kernels.prepare_now(plan)?.bind_inference(&args)?;
+        let operation = self.kernels.prepare_lazily(plan).bind_inference(&args)?;
         self.submit_and_read(Some(&operation), &[&output])
     }
 
@@ -351,13 +376,18 @@ impl Gpu {
             Through::Running(running) => self.upload_running(problem, running),
             Through::Saved(saved) => self.upload_saved(problem, saved),
         };
-        let grad_input = self.empty("grad_input", arrays.input.len());
+        let grad_input = self.empty_tensor("grad_input", problem);
         let grad_affine = self.empty("grad_affine", 2 * problem.channels);
         let grad_residual = problem
             .writes_grad_residual()
-            .then(|| self.empty("grad_residual", arrays.input.len()));
+            .then(|| self.empty_tensor("grad_residual", problem));
         settle(scopes, "uploading tensors")?;
         let (uploaded, grad_output, statistics) = (uploaded?, grad_output?, statistics?);
+        let grad_input = if arrays.in_place {
+            grad_output.clone()
+        } else {
+            grad_input
+        };
         let input = &uploaded.input;
         let mut args = match through {
             Through::Saved(_) => Backward::new(input, &statistics, &grad_output, &grad_input),
@@ -369,10 +399,13 @@ impl Gpu {
         if let Some(residual) = &uploaded.residual {
             args = args.residual(residual);
         }
+        if let (Some(mask), Through::Saved(_)) = (&uploaded.mask, through) {
+            args = args.mask(mask);
+        }
         if let Some(grad_residual) = &grad_residual {
             args = args.grad_residual(grad_residual);
         }
-        let operation = self.kernels.prepare_now(plan)?.bind_backward(&args)?;
+        let operation = self.kernels.prepare_lazily(plan).bind_backward(&args)?;
         let wanted: Vec<_> = [&grad_input, &grad_affine]
             .into_iter()
             .chain(&grad_residual)
@@ -391,6 +424,10 @@ impl Gpu {
         })
     }
 
+    fn empty_tensor(&self, label: &'static str, problem: &Problem) -> wgpu::Buffer {
+        self.empty(label, (problem.bytes() / 4) as usize)
+    }
+
     fn upload_words(&self, label: &'static str, values: &[f32]) -> wgpu::Buffer {
         let buffer = self.empty(label, values.len());
         self.queue
@@ -406,7 +443,39 @@ impl Gpu {
     ) -> Result<wgpu::Buffer> {
         check_shape(name, array.shape(), &problem.shape())?;
         let array = array.as_standard_layout();
-        Ok(self.upload_words(name, array.as_slice().unwrap_or_default()))
+        let values = array.as_slice().unwrap_or_default();
+        let halves: Vec<u16> = match problem.dtype {
+            Dtype::F32 => return Ok(self.upload_words(name, values)),
+            Dtype::F16 => values
+                .iter()
+                .map(|&v| half::f16::from_f32(v).to_bits())
+                .collect(),
+            Dtype::Bf16 => values
+                .iter()
+                .map(|&v| half::bf16::from_f32(v).to_bits())
+                .collect(),
+        };
+        let words: Vec<f32> = halves
+            .chunks(2)
+            .map(|pair| {
+                let upper = u32::from(pair.get(1).copied().unwrap_or(0));
+                f32::from_bits(u32::from(pair[0]) | upper << 16)
+            })
+            .collect();
+        Ok(self.upload_words(name, &words))
+    }
+
+    fn upload_mask(&self, problem: &Problem, mask: ArrayView2<'_, f32>) -> Result<wgpu::Buffer> {
+        check_shape("mask", mask.shape(), &problem.mask_shape())?;
+        let mask = mask.as_standard_layout();
+        let values = mask.as_slice().unwrap_or_default();
+        match values.iter().position(|m| *m != 0.0 && *m != 1.0) {
+            None => Ok(self.upload_words("mask", values)),
+            Some(index) => Err(Error::MaskValue {
+                index,
+                given: values[index],
+            }),
+        }
     }
 
     fn upload(&self, problem: &Problem, arrays: &Arrays<'_>) -> Result<Uploaded> {
@@ -415,6 +484,7 @@ impl Gpu {
         let residual = arrays
             .residual
             .map(|r| self.upload_tensor("residual", problem, r));
+        let mask = arrays.mask.map(|mask| self.upload_mask(problem, mask));
         let mut affine = vec![1.0; channels];
         affine.resize(2 * channels, 0.0);
         let (weight, bias) = affine.split_at_mut(channels);
@@ -431,6 +501,7 @@ impl Gpu {
         Ok(Uploaded {
             input,
             residual: residual.transpose()?,
+            mask: mask.transpose()?,
             affine,
         })
     }
@@ -451,7 +522,7 @@ impl Gpu {
     }
 
     fn upload_saved(&self, problem: &Problem, saved: &SavedArrays) -> Result<wgpu::Buffer> {
-        check_shape("saved", saved.0.shape(), &[4, problem.channels])?;
+        check_shape("saved", saved.0.shape(), &[4, problem.statistics()])?;
         let rows = saved.0.as_standard_layout();
         Ok(self.upload_words("saved", rows.as_slice().unwrap_or_default()))
     }
@@ -507,7 +578,7 @@ impl Gpu {
 fn forward_result(problem: &Problem, words: Vec<Vec<u32>>) -> ForwardResult {
     let mut words = words.into_iter();
     let output = tensor(problem, words.next());
-    let saved = SavedArrays(rows(4, problem.channels, words.next()));
+    let saved = SavedArrays(rows(4, problem.statistics(), words.next()));
     let running = words.next().map(|running| {
         let batches = running[2 * problem.channels];
         let values = rows(3, problem.channels, Some(running));
@@ -565,8 +636,19 @@ fn check_shape(tensor: &'static str, given: &[usize], expected: &[usize]) -> Res
 
 /// Words read back from a buffer that was made for this very shape.
 fn tensor(problem: &Problem, words: Option<Vec<u32>>) -> Array3<f32> {
-    let values = words.unwrap_or_default().into_iter().map(f32::from_bits);
-    Array1::from_iter(values)
+    let words = words.unwrap_or_default().into_iter();
+    let halves = |decode: fn(u16) -> f32| {
+        let pairs = words
+            .clone()
+            .flat_map(move |w| [decode(w as u16), decode((w >> 16) as u16)]);
+        pairs.take(problem.elements() as usize).collect()
+    };
+    let values: Array1<f32> = match problem.dtype {
+        Dtype::F32 => words.map(f32::from_bits).collect(),
+        Dtype::F16 => halves(|bits| half::f16::from_bits(bits).to_f32()),
+        Dtype::Bf16 => halves(|bits| half::bf16::from_bits(bits).to_f32()),
+    };
+    values
         .into_shape_with_order(problem.shape())
         .unwrap_or_default()
 }

@@ -51,6 +51,22 @@ pub enum Error {
         /// The weight of the new batch.
         given: f64,
     },
+    /// An activation that there is not, or a slope that is no finite number.
+    #[error(
+        "activation {given:?}; give none, relu, leaky-relu:SLOPE (a finite number), silu, gelu, sigmoid or tanh"
+    )]
+    Activation {
+        /// What was given.
+        given: String,
+    },
+    /// A mask holds something else than 0 and 1.
+    #[error("mask[{index}] is {given}; a mask holds 1 where a value counts and 0 where not")]
+    MaskValue {
+        /// The first such place, in memory order.
+        index: usize,
+        /// What is there.
+        given: f32,
+    },
     /// A combination that is refused by design.
     #[error("not supported: {what}; {remedy}")]
     Unsupported {

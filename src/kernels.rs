@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::encode::Prepared;
 use crate::plan::{Caps, ChannelLookup, Plan};
-use crate::{Activation, Error, Result};
+use crate::record::settle;
+use crate::{Dtype, Error, Result};
 
 /// What a binding of a kernel holds. One name for one role, whichever kernel it is bound to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -25,6 +26,9 @@ pub(crate) enum Slot {
     Statistics,
     GradAffine,
     Sums,
+    Mask,
+    Counts,
+    GroupGradients,
     Source(u8),
     Gathered,
     Packed,
@@ -86,6 +90,10 @@ pub enum Kernel {
     BackwardFinalize,
     /// `x, dy -> dx`.
     BackwardApply,
+    /// `mask -> values per channel that count`, for each group.
+    CountMask,
+    /// `parameter gradients of each group -> parameter gradients`.
+    SumGradients,
     /// Vectors of their own into a packed buffer.
     Gather,
     /// A packed buffer into vectors of their own.
@@ -116,11 +124,14 @@ pub(crate) enum Override {
     Activation,
     Residual,
     ChannelLookup,
-    Masked,
+    Ragged,
+    Mask,
+    InPlace,
 }
 
 use Override::{
-    Activation as ACTIVATION, ChannelLookup as LOOKUP, Masked as MASKED, Residual as RESIDUAL,
+    Activation as ACTIVATION, ChannelLookup as LOOKUP, InPlace as IN_PLACE, Mask as MASK,
+    Ragged as RAGGED, Residual as RESIDUAL,
 };
 
 macro_rules! shader {
@@ -131,11 +142,16 @@ macro_rules! shader {
 
 /// What is put before every file.
 pub(crate) const PRELUDE: &str = shader!("prelude");
+/// What is put before files that bind tensors.
+const TENSORS: [&str; 2] = [shader!("prelude/tensors"), shader!("prelude/activation")];
 
-const REDUCE: &[Binding] = &[
-    reads(1, "input", Slot::Input),
-    writes(2, "partials", Slot::Partials),
-];
+const INPUT: Binding = reads(1, "input", Slot::Input);
+const RESIDUAL_INPUT: Binding = reads(2, "residual", Slot::Residual);
+const GRAD_OUTPUT: Binding = reads(3, "grad_output", Slot::GradOutput);
+const MASK_INPUT: Binding = reads(6, "mask", Slot::Mask);
+
+const REDUCE: &[Binding] = &[INPUT, MASK_INPUT, writes(7, "partials", Slot::Partials)];
+const COUNT_MASK: &[Binding] = &[MASK_INPUT, writes(8, "counts", Slot::Counts)];
 const FINALIZE: &[Binding] = &[
     reads(1, "partials", Slot::Partials),
     reads(2, "affine", Slot::Affine),
@@ -153,17 +169,17 @@ const COEFFICIENTS: &[Binding] = &[
     reads(6, "statistics", Slot::Statistics),
 ];
 const NORMALIZE: &[Binding] = &[
-    reads(1, "input", Slot::Input),
-    reads(2, "residual", Slot::Residual),
-    reads(3, "coefficients", Slot::Coefficients),
+    INPUT,
+    RESIDUAL_INPUT,
     writes(4, "output", Slot::Output),
+    reads(7, "coefficients", Slot::Coefficients),
 ];
 const BACKWARD_REDUCE: &[Binding] = &[
-    reads(1, "input", Slot::Input),
-    reads(2, "grad_output", Slot::GradOutput),
-    reads(3, "residual", Slot::Residual),
-    reads(4, "coefficients", Slot::Coefficients),
-    writes(5, "partials", Slot::Partials),
+    INPUT,
+    RESIDUAL_INPUT,
+    GRAD_OUTPUT,
+    reads(7, "coefficients", Slot::Coefficients),
+    writes(8, "partials", Slot::Partials),
 ];
 const BACKWARD_COMBINE: &[Binding] = &[
     reads(1, "partials", Slot::Partials),
@@ -173,14 +189,21 @@ const BACKWARD_FINALIZE: &[Binding] = &[
     reads(1, "partials", Slot::Partials),
     writes(2, "coefficients", Slot::Coefficients),
     writes(3, "grad_affine", Slot::GradAffine),
+    reads(5, "counts", Slot::Counts),
+    writes(6, "gradients", Slot::GroupGradients),
+];
+const SUM_GRADIENTS: &[Binding] = &[
+    writes(3, "grad_affine", Slot::GradAffine),
+    reads(7, "group_gradients", Slot::GroupGradients),
 ];
 const BACKWARD_APPLY: &[Binding] = &[
-    reads(1, "input", Slot::Input),
-    reads(2, "grad_output", Slot::GradOutput),
-    reads(3, "residual", Slot::Residual),
-    reads(4, "coefficients", Slot::Coefficients),
-    writes(5, "grad_input", Slot::GradInput),
-    writes(6, "grad_residual", Slot::GradResidual),
+    INPUT,
+    RESIDUAL_INPUT,
+    GRAD_OUTPUT,
+    writes(4, "output", Slot::GradInput),
+    writes(5, "grad_residual", Slot::GradResidual),
+    MASK_INPUT,
+    reads(7, "coefficients", Slot::Coefficients),
 ];
 const GATHER: &[Binding] = &[
     reads(1, "source_0", Slot::Source(0)),
@@ -213,9 +236,21 @@ macro_rules! entry {
 }
 
 /// Every kernel there is. A test reflects the shaders and proves that they agree with it.
-pub(crate) static TABLE: [Entry; 14] = [
-    entry!(ReducePlanar, "reduce", "reduce_planar", REDUCE, &[MASKED]),
-    entry!(ReduceColumns, "reduce", "reduce_columns", REDUCE, &[MASKED]),
+pub(crate) static TABLE: [Entry; 16] = [
+    entry!(
+        ReducePlanar,
+        "reduce",
+        "reduce_planar",
+        REDUCE,
+        &[RAGGED, MASK]
+    ),
+    entry!(
+        ReduceColumns,
+        "reduce",
+        "reduce_columns",
+        REDUCE,
+        &[RAGGED, MASK]
+    ),
     entry!(Combine, "finalize", "combine", COMBINE, &[]),
     entry!(Finalize, "finalize", "finalize", FINALIZE, &[]),
     entry!(
@@ -230,21 +265,21 @@ pub(crate) static TABLE: [Entry; 14] = [
         "normalize",
         "normalize",
         NORMALIZE,
-        &[ACTIVATION, RESIDUAL, LOOKUP]
+        &[ACTIVATION, RESIDUAL, LOOKUP, IN_PLACE]
     ),
     entry!(
         BackwardReducePlanar,
         "backward_reduce",
         "backward_reduce_planar",
         BACKWARD_REDUCE,
-        &[ACTIVATION, RESIDUAL, MASKED]
+        &[ACTIVATION, RESIDUAL, RAGGED]
     ),
     entry!(
         BackwardReduceColumns,
         "backward_reduce",
         "backward_reduce_columns",
         BACKWARD_REDUCE,
-        &[ACTIVATION, RESIDUAL, MASKED]
+        &[ACTIVATION, RESIDUAL, RAGGED]
     ),
     entry!(
         BackwardCombine,
@@ -265,7 +300,15 @@ pub(crate) static TABLE: [Entry; 14] = [
         "backward_apply",
         "backward_apply",
         BACKWARD_APPLY,
-        &[ACTIVATION, RESIDUAL, LOOKUP]
+        &[ACTIVATION, RESIDUAL, LOOKUP, MASK, IN_PLACE]
+    ),
+    entry!(CountMask, "reduce", "count_mask", COUNT_MASK, &[]),
+    entry!(
+        SumGradients,
+        "backward_finalize",
+        "sum_gradients",
+        SUM_GRADIENTS,
+        &[]
     ),
     entry!(Gather, "pack", "gather", GATHER, &[]),
     entry!(Scatter, "pack", "scatter", SCATTER, &[]),
@@ -279,6 +322,15 @@ impl Kernel {
     }
 }
 
+impl Entry {
+    /// Whether it binds tensors, which come in elements, and not per-channel arrays alone.
+    pub(crate) fn has_tensors(&self) -> bool {
+        self.bindings
+            .iter()
+            .any(|b| matches!(b.slot, Slot::Input | Slot::Mask))
+    }
+}
+
 /// How the elements of a tensor lie in its buffer, and with it the header that a shader gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Elements {
@@ -286,19 +338,43 @@ pub(crate) enum Elements {
     F32x4,
     /// Single f32, where the count is not a multiple of 4.
     F32x1,
+    /// Four f16 to an 8-byte word.
+    F16x4,
+    /// Two f16 to a 4-byte word, where the count is not a multiple of 4.
+    F16x2,
+    /// Four bf16 to an 8-byte word.
+    Bf16x4,
+    /// Two bf16 to a 4-byte word, where the count is not a multiple of 4.
+    Bf16x2,
 }
 
 impl Elements {
-    pub(crate) fn header(self) -> &'static str {
+    /// For a tensor of so many elements.
+    pub(crate) fn of(dtype: Dtype, elements: u64) -> Self {
+        match (dtype, elements.is_multiple_of(4)) {
+            (Dtype::F32, true) => Elements::F32x4,
+            (Dtype::F32, false) => Elements::F32x1,
+            (Dtype::F16, true) => Elements::F16x4,
+            (Dtype::F16, false) => Elements::F16x2,
+            (Dtype::Bf16, true) => Elements::Bf16x4,
+            (Dtype::Bf16, false) => Elements::Bf16x2,
+        }
+    }
+
+    /// The conversion, where there is one, and the words.
+    pub(crate) fn header(self) -> [&'static str; 2] {
         match self {
-            Elements::F32x4 => shader!("elements/f32x4"),
-            Elements::F32x1 => shader!("elements/f32x1"),
+            Elements::F32x4 => ["", shader!("elements/f32x4")],
+            Elements::F32x1 => ["", shader!("elements/f32x1")],
+            Elements::F16x4 => [shader!("elements/f16"), shader!("elements/half4")],
+            Elements::F16x2 => [shader!("elements/f16"), shader!("elements/half2")],
+            Elements::Bf16x4 => [shader!("elements/bf16"), shader!("elements/half4")],
+            Elements::Bf16x2 => [shader!("elements/bf16"), shader!("elements/half2")],
         }
     }
 }
 
-/// Exactly what changes a kernel's code: the key of its pipeline. Constants that the kernel does not use hold their
-/// default, so that equal code has equal keys.
+/// Exactly what changes a kernel's code: the key of its pipeline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct PipelineKey {
     pub kernel: Kernel,
@@ -307,58 +383,87 @@ pub(crate) struct PipelineKey {
     pub activation: u32,
     pub residual: bool,
     pub lookup: ChannelLookup,
-    pub masked: bool,
+    pub ragged: bool,
+    pub mask: bool,
+    /// The result replaces the input (or the output's gradient) in its buffer.
+    pub in_place: bool,
+    /// Arguments share buffers that the kernel writes: all are bound read_write.
+    pub pooled: bool,
 }
 
 impl PipelineKey {
-    pub(crate) fn new(
-        kernel: Kernel,
-        elements: Elements,
-        workgroup: u32,
-        activation: Activation,
-        residual: bool,
-        lookup: ChannelLookup,
-        masked: bool,
-    ) -> Self {
-        let uses = |o| kernel.entry().overrides.contains(&o);
+    /// With every constant at its default.
+    pub(crate) fn new(kernel: Kernel, elements: Elements, workgroup: u32) -> Self {
         PipelineKey {
             kernel,
             elements,
             workgroup,
-            activation: if uses(ACTIVATION) {
-                activation.code()
-            } else {
-                0
-            },
-            residual: uses(RESIDUAL) && residual,
-            lookup: if uses(LOOKUP) {
-                lookup
-            } else {
-                ChannelLookup::SameChannel
-            },
-            masked: masked || !uses(MASKED),
+            activation: 0,
+            residual: false,
+            lookup: ChannelLookup::SameChannel,
+            ragged: true,
+            mask: false,
+            in_place: false,
+            pooled: false,
         }
     }
 
-    fn constants(&self) -> [(&'static str, f64); 5] {
+    /// Constants that the kernel does not use at their default, so that equal code has equal keys.
+    pub(crate) fn canonical(self) -> Self {
+        let default = Self::new(self.kernel, self.elements, self.workgroup);
+        let uses = |o| self.kernel.entry().overrides.contains(&o);
+        PipelineKey {
+            activation: if uses(ACTIVATION) {
+                self.activation
+            } else {
+                default.activation
+            },
+            residual: uses(RESIDUAL) && self.residual,
+            lookup: if uses(LOOKUP) {
+                self.lookup
+            } else {
+                default.lookup
+            },
+            ragged: self.ragged || !uses(RAGGED),
+            mask: uses(MASK) && self.mask,
+            in_place: uses(IN_PLACE) && self.in_place,
+            ..self
+        }
+    }
+
+    fn constants(&self) -> [(&'static str, f64); 7] {
+        let switch = |on: bool| f64::from(u8::from(on));
         [
             ("WORKGROUP", f64::from(self.workgroup)),
             ("ACTIVATION", f64::from(self.activation)),
-            ("RESIDUAL", f64::from(u8::from(self.residual))),
+            ("RESIDUAL", switch(self.residual)),
             ("CHANNEL_LOOKUP", f64::from(self.lookup as u32)),
-            ("MASKED", f64::from(u8::from(self.masked))),
+            ("RAGGED", switch(self.ragged)),
+            ("MASK", switch(self.mask)),
+            ("IN_PLACE", switch(self.in_place)),
         ]
     }
 
     /// The whole WGSL of the kernel's module.
     pub(crate) fn source(&self) -> String {
-        compose(self.elements, self.kernel.entry())
+        let source = compose(self.elements, self.kernel.entry());
+        if self.pooled {
+            // The one thing that WGSL cannot leave open until the pipeline is made.
+            return source.replace("var<storage, read>", "var<storage, read_write>");
+        }
+        source
     }
 }
 
 /// Header, prelude and file, in that order.
 pub(crate) fn compose(elements: Elements, entry: &Entry) -> String {
-    [elements.header(), PRELUDE, entry.source].join("\n")
+    let mut parts = vec![PRELUDE];
+    if entry.has_tensors() {
+        parts.extend(elements.header());
+        parts.extend(TENSORS);
+    }
+    parts.push(entry.source);
+    parts.join("\n")
 }
 
 #[derive(Debug)]
@@ -468,21 +573,20 @@ impl Kernels {
         ready(self.prepare_async(plan))
     }
 
-    /// `prepare` where the caller cannot wait: in a browser it leaves the answer of the error scopes behind.
-    pub(crate) fn prepare_now(&self, plan: &Plan) -> Result<Prepared> {
-        #[cfg(not(target_family = "wasm"))]
-        return self.prepare(plan);
-        #[cfg(target_family = "wasm")]
-        {
-            for key in plan
-                .pipelines()
-                .into_iter()
-                .filter(|&key| self.cached(key).is_none())
-            {
-                self.remember(key, self.compile(key));
-            }
-            Ok(Prepared::new(self.clone(), plan.clone()))
+    /// `prepare` without compiling: binding an operation compiles what that one needs.
+    pub(crate) fn prepare_lazily(&self, plan: &Plan) -> Prepared {
+        Prepared::new(self.clone(), plan.clone())
+    }
+
+    /// A pipeline, compiled if it was not yet.
+    pub(crate) fn pipeline(&self, key: PipelineKey) -> Result<Arc<Pipeline>> {
+        if let Some(pipeline) = self.cached(key) {
+            return Ok(pipeline);
         }
+        let scopes = ErrorScopes::push(&self.shared.device);
+        let pipeline = self.compile(key);
+        settle(scopes, "compiling a kernel")?;
+        Ok(self.remember(key, pipeline))
     }
 
     pub(crate) fn device(&self) -> &wgpu::Device {
@@ -490,9 +594,9 @@ impl Kernels {
     }
 
     /// A range of a placeholder that no other binding of the kernel gets.
-    pub(crate) fn placeholder(&self, binding: &Binding) -> wgpu::BufferBinding<'_> {
+    pub(crate) fn placeholder(&self, binding: &Binding, writes: bool) -> wgpu::BufferBinding<'_> {
         wgpu::BufferBinding {
-            buffer: &self.shared.placeholders[usize::from(binding.writes)],
+            buffer: &self.shared.placeholders[usize::from(writes)],
             offset: u64::from(binding.number) * PLACEHOLDER_RANGE,
             size: wgpu::BufferSize::new(PLACEHOLDER_RANGE),
         }
@@ -507,14 +611,15 @@ impl Kernels {
             .cloned()
     }
 
-    fn remember(&self, key: PipelineKey, pipeline: Pipeline) {
+    fn remember(&self, key: PipelineKey, pipeline: Pipeline) -> Arc<Pipeline> {
         let mut pipelines = self
             .shared
             .pipelines
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         // Two threads may have compiled the same; the first stays.
-        pipelines.entry(key).or_insert_with(|| Arc::new(pipeline));
+        let pipeline = pipelines.entry(key).or_insert_with(|| Arc::new(pipeline));
+        Arc::clone(pipeline)
     }
 
     pub(crate) fn compile(&self, key: PipelineKey) -> Pipeline {
@@ -527,7 +632,7 @@ impl Kernels {
         });
         let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
             label,
-            entries: &layout_entries(entry),
+            entries: &layout_entries(entry, key.pooled),
         });
         let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
             label,
@@ -550,7 +655,7 @@ impl Kernels {
     }
 }
 
-fn layout_entries(entry: &Entry) -> Vec<wgpu::BindGroupLayoutEntry> {
+fn layout_entries(entry: &Entry, pooled: bool) -> Vec<wgpu::BindGroupLayoutEntry> {
     let buffer = |binding, ty| wgpu::BindGroupLayoutEntry {
         binding,
         visibility: wgpu::ShaderStages::COMPUTE,
@@ -565,7 +670,7 @@ fn layout_entries(entry: &Entry) -> Vec<wgpu::BindGroupLayoutEntry> {
         buffer(
             b.number,
             wgpu::BufferBindingType::Storage {
-                read_only: !b.writes,
+                read_only: !b.writes && !pooled,
             },
         )
     };

@@ -32,6 +32,8 @@ pub struct Batch<'a> {
     pub input: BufferRange<'a>,
     /// The residual, where the layer has one.
     pub residual: Option<BufferRange<'a>>,
+    /// The mask, f32 `[groups·outer, inner]`, where the layer has one; inference needs none.
+    pub mask: Option<BufferRange<'a>>,
 }
 
 impl<'a> Batch<'a> {
@@ -42,7 +44,14 @@ impl<'a> Batch<'a> {
             inner,
             input: input.into(),
             residual: None,
+            mask: None,
         }
+    }
+
+    /// Adds the mask.
+    pub fn mask(mut self, mask: impl Into<BufferRange<'a>>) -> Self {
+        self.mask = Some(mask.into());
+        self
     }
 
     /// Adds the residual.
@@ -62,20 +71,20 @@ impl BatchNorm {
         problem.validate()?;
         let channels = problem.channels;
         let scopes = crate::kernels::ErrorScopes::push(kernels.device());
-        let buffer = |label, rows: u64| {
+        let buffer = |label, rows: u64, vectors: usize| {
             kernels.device().create_buffer(&wgpu::BufferDescriptor {
                 label: Some(label),
-                size: rows * channels as u64 * 4,
+                size: rows * vectors as u64 * 4,
                 usage: wgpu::BufferUsages::STORAGE
                     | wgpu::BufferUsages::COPY_SRC
                     | wgpu::BufferUsages::COPY_DST,
                 mapped_at_creation: rows < 4,
             })
         };
-        let affine = buffer("batchnorm weight and bias", 2);
-        let running = buffer("batchnorm running statistics", 3);
-        let grad_affine = buffer("batchnorm gradients", 2);
-        let saved = buffer("batchnorm saved statistics", 4);
+        let affine = buffer("batchnorm weight and bias", 2, channels);
+        let running = buffer("batchnorm running statistics", 3, channels);
+        let grad_affine = buffer("batchnorm gradients", 2, channels);
+        let saved = buffer("batchnorm saved statistics", 4, problem.statistics());
         let ones = vec![1.0f32; channels];
         let bytes = channels as u64 * 4;
         // New memory is zero; the weight and the running variance start at 1.
@@ -83,7 +92,7 @@ impl BatchNorm {
         for buffer in [&affine, &running, &grad_affine] {
             buffer.unmap();
         }
-        crate::encode::settle(scopes, "allocating a layer")?;
+        crate::record::settle(scopes, "allocating a layer")?;
         filled?;
         Ok(BatchNorm {
             kernels: kernels.clone(),
@@ -175,8 +184,9 @@ impl BatchNorm {
             inner: batch.inner,
             ..self.problem.clone()
         };
-        self.kernels
-            .prepare_now(&Plan::new(&problem, self.kernels.caps())?)
+        Ok(self
+            .kernels
+            .prepare_lazily(&Plan::new(&problem, self.kernels.caps())?))
     }
 
     /// Binds a training forward pass, to be encoded again and again.
@@ -194,6 +204,9 @@ impl BatchNorm {
             .saved(&self.saved);
         if let Some(residual) = batch.residual {
             args = args.residual(residual);
+        }
+        if let Some(mask) = batch.mask {
+            args = args.mask(mask);
         }
         self.prepare(batch)?.bind_forward_training(&args)
     }
@@ -234,6 +247,9 @@ impl BatchNorm {
             .grad_affine_packed(&self.grad_affine);
         if let Some(residual) = batch.residual {
             args = args.residual(residual);
+        }
+        if let Some(mask) = batch.mask {
+            args = args.mask(mask);
         }
         if let Some(grad) = grad_residual {
             args = args.grad_residual(grad);

@@ -47,6 +47,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod arguments;
 #[cfg(all(feature = "ndarray", feature = "device"))]
 mod arrays;
 #[cfg(feature = "device")]
@@ -59,24 +60,26 @@ mod plan;
 #[cfg(all(feature = "ndarray", feature = "device"))]
 mod probe;
 mod problem;
+mod record;
 #[cfg(feature = "ndarray")]
 pub mod reference;
 
+pub use arguments::{
+    Backward, BackwardApply, BackwardReduce, BufferRange, Combine, Finalize, ForwardTraining,
+    Inference, Normalize, Reduce, Running,
+};
 #[cfg(all(feature = "ndarray", feature = "device"))]
 pub use arrays::{
     Arrays, ForwardResult, GradientArrays, Readback, RunningArrays, SavedArrays, Through,
 };
 #[cfg(feature = "device")]
 pub use device::Gpu;
-pub use encode::{
-    Backward, BackwardApply, BackwardReduce, BufferRange, Combine, Finalize, ForwardTraining,
-    Inference, Normalize, Operation, Prepared, Reduce, Running,
-};
+pub use encode::{Operation, Prepared};
 pub use error::{Error, Result};
 pub use kernels::{Kernel, Kernels};
 pub use layer::{Batch, BatchNorm};
 pub use plan::{Caps, Choices, Plan, Strategy, Walk};
-pub use problem::{Activation, Momentum, Preset, Problem, RunningVariance};
+pub use problem::{Activation, Dtype, Momentum, Preset, Problem, RunningVariance};
 
 /// The code of the README, which runs as tests of the documentation.
 #[cfg(all(doctest, feature = "ndarray", feature = "device"))]

@@ -5,7 +5,7 @@ use std::fmt;
 
 use crate::kernels::{Elements, Kernel, PipelineKey};
 use crate::problem::Momentum;
-use crate::{Activation, Error, Problem, Result, RunningVariance};
+use crate::{Activation, Dtype, Error, Problem, Result, RunningVariance};
 
 /// What the planner knows of a device. [`Caps::of`] reads it; tests make their own.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,7 +79,7 @@ impl Caps {
             })
         };
         at_least(
-            6,
+            7,
             self.max_storage_buffers.into(),
             "max_storage_buffers_per_shader_stage",
         )?;
@@ -229,6 +229,9 @@ pub(crate) struct Params {
     pub channels: u32,
     pub inner: u32,
     pub count: u32,
+    pub statistics: u32,
+    pub group_elements: u32,
+    pub outer_elements: u32,
     pub workgroups: u32,
     pub rows: u32,
     pub row_vectors: u32,
@@ -238,6 +241,7 @@ pub(crate) struct Params {
     pub step_vectors: u32,
     pub tile: u32,
     pub slots: u32,
+    pub slot_stride: u32,
     pub width: u32,
     pub repetitions: u32,
     pub span: u32,
@@ -245,6 +249,7 @@ pub(crate) struct Params {
     pub chunk: u32,
     pub stride_channels: u32,
     pub stride_inner: u32,
+    pub slope: f32,
     pub flags: u32,
     pub eps: f32,
     pub weight_old: f32,
@@ -256,6 +261,9 @@ pub(crate) struct Params {
     pub absent_0: u32,
     pub absent_1: u32,
     pub absent_2: u32,
+    pub pad_0: u32,
+    pub pad_1: u32,
+    pub pad_2: u32,
 }
 
 /// The bits of `Params::flags`; the constants of the same names in the prelude.
@@ -269,6 +277,10 @@ pub(crate) mod flags {
     pub(crate) const HAS_GRAD_AFFINE: u32 = 64;
     pub(crate) const FROZEN: u32 = 128;
     pub(crate) const UNBIASED: u32 = 256;
+    pub(crate) const HAS_COEFFICIENTS: u32 = 512;
+    pub(crate) const HAS_COUNTS: u32 = 1024;
+    pub(crate) const GROUP_GRADIENTS: u32 = 2048;
+    pub(crate) const ACCUMULATE: u32 = 4096;
 }
 
 /// Which of the coefficients' channels an element of a vector belongs to; the constants in the prelude.
@@ -280,8 +292,10 @@ pub(crate) enum ChannelLookup {
     NextChannel = 1,
     /// `inner = 1` and at least 4 channels.
     ChannelsLast = 2,
-    /// Anything else.
+    /// Anything else with one group.
     Any = 3,
+    /// Several groups of several outer indices: two divisions per element.
+    Grouped = 4,
 }
 
 /// One dispatch: a pipeline, a grid and parameters, without buffers.
@@ -350,11 +364,17 @@ impl Plan {
                 remedy: "use split, or leave the choice to the planner".into(),
             });
         }
-        let bytes = problem.elements() * 4;
-        if bytes > caps.max_binding_size {
+        // A mask, f32, has fewer elements than a tensor has channels times.
+        let mask = if problem.mask {
+            4 * problem.count() * problem.groups as u64
+        } else {
+            0
+        };
+        let needed = problem.bytes().max(mask);
+        if needed > caps.max_binding_size {
             return Err(Error::Limit {
-                what: format!("a tensor of {} f32 elements", problem.elements()),
-                needed: bytes,
+                what: format!("a tensor of {} {} elements", problem.elements(), problem.dtype),
+                needed,
                 limit: caps.max_binding_size,
                 name: "max_storage_buffer_binding_size and max_buffer_size",
                 remedy: "request a device with these limits raised, or split the tensor along its outer dimension".into(),
@@ -377,22 +397,36 @@ impl Plan {
         }
 
         let Problem {
+            groups,
             outer,
             channels,
             inner,
             ..
         } = *problem;
+        // Down the columns, every group must begin at a whole vector.
+        let unaligned = groups > 1 && !(outer * channels * inner).is_multiple_of(4);
         let (walk, why) = match choices.walk {
+            Some(Walk::Columns) if unaligned => {
+                let what = format!(
+                    "the columns walk over groups of {} elements",
+                    outer * channels * inner
+                );
+                return Err(Error::Unsupported {
+                    what,
+                    remedy: "use planar, or groups of a multiple of 4 elements".into(),
+                });
+            }
             Some(walk) => (walk, "forced".to_owned()),
+            None if unaligned => (
+                Walk::Planar,
+                "groups that are no whole number of vectors".to_owned(),
+            ),
             None => choose_walk(outer as u64, inner as u64),
         };
-        let elements = if problem.elements().is_multiple_of(4) {
-            Elements::F32x4
-        } else {
-            Elements::F32x1
-        };
+        let elements = Elements::of(problem.dtype, problem.elements());
         let lookup = match inner {
-            1 if channels >= 4 => ChannelLookup::ChannelsLast,
+            _ if groups > 1 && outer > 1 => ChannelLookup::Grouped,
+            1 if problem.statistics() >= 4 => ChannelLookup::ChannelsLast,
             1..4 => ChannelLookup::Any,
             _ if inner.is_multiple_of(4) => ChannelLookup::SameChannel,
             _ => ChannelLookup::NextChannel,
@@ -450,7 +484,8 @@ impl Plan {
 
     /// Bytes of device memory that a bound operation allocates for itself, besides its uniforms.
     pub fn workspace_bytes(&self) -> u64 {
-        self.partials_bytes() + 2 * self.coefficients_bytes()
+        let gradients = if self.problem.groups > 1 { 1 } else { 0 };
+        self.partials_bytes() + (2 + gradients) * self.coefficients_bytes()
     }
 
     fn common(&self) -> Params {
@@ -470,6 +505,10 @@ impl Plan {
             channels: p.channels as u32,
             inner: p.inner as u32,
             count: p.count() as u32,
+            statistics: p.statistics() as u32,
+            group_elements: (p.elements() / p.groups as u64) as u32,
+            outer_elements: (p.channels * p.inner) as u32,
+            slope: p.activation.slope(),
             vectors: p.elements().div_ceil(4) as u32,
             flags: cumulative | unbiased,
             eps: p.eps as f32,
@@ -486,7 +525,7 @@ impl Plan {
     }
 
     /// Whether vectors of the reduction may reach past their row, or past the matrix.
-    fn masked(&self) -> bool {
+    fn ragged(&self) -> bool {
         match self.walk {
             Walk::Planar => !self.problem.inner.is_multiple_of(4),
             Walk::Columns => self.params.repetitions > 1,
@@ -495,7 +534,7 @@ impl Plan {
 
     fn cut_planar(&mut self, ceiling: u64) {
         let (outer, inner) = (self.problem.outer as u64, self.problem.inner as u64);
-        let channels = self.problem.channels as u64;
+        let (channels, statistics) = (self.params.channels, self.problem.statistics() as u64);
         let lanes = u64::from(self.reduce_workgroup);
         // A row of `inner` elements that starts at any alignment touches at most this many aligned vectors.
         let row_vectors = if inner.is_multiple_of(4) {
@@ -507,12 +546,12 @@ impl Plan {
         // Eight vectors a lane at least, so that what a piece costs besides its reads does not show.
         let wanted = self
             .enough_workgroups()
-            .div_ceil(channels)
+            .div_ceil(statistics)
             .min(total.div_ceil(8 * lanes))
             .clamp(1, ceiling);
         let piece_length = total.div_ceil(wanted).next_multiple_of(lanes);
         let pieces = total.div_ceil(piece_length);
-        self.reduce_workgroups = pieces * channels;
+        self.reduce_workgroups = pieces * statistics;
         self.params.rows = outer as u32;
         self.params.row_vectors = row_vectors as u32;
         self.params.pieces = pieces as u32;
@@ -520,7 +559,8 @@ impl Plan {
         self.params.step_rows = (lanes / row_vectors) as u32;
         self.params.step_vectors = (lanes % row_vectors) as u32;
         self.params.slots = pieces as u32;
-        self.params.width = channels as u32;
+        self.params.slot_stride = self.params.statistics;
+        self.params.width = channels;
         self.params.repetitions = 1;
         self.params.span = 1;
     }
@@ -539,7 +579,8 @@ impl Plan {
         let lanes = u64::from(self.reduce_workgroup);
         // Neighbouring lanes read neighbouring vectors, 256 bytes of a row.
         let tile = row_vectors.next_power_of_two().min(16).min(lanes);
-        let tiles = row_vectors.div_ceil(tile);
+        let groups = self.problem.groups as u64;
+        let tiles = row_vectors.div_ceil(tile) * groups;
         let lane_rows = lanes / tile;
         let wanted = self
             .enough_workgroups()
@@ -555,6 +596,7 @@ impl Plan {
         self.params.piece_length = piece_length as u32;
         self.params.tile = tile as u32;
         self.params.slots = pieces as u32;
+        self.params.slot_stride = (groups * width) as u32;
         self.params.width = width as u32;
         self.params.repetitions = repetitions as u32;
         self.params.span = self.params.inner;
@@ -578,8 +620,18 @@ impl Plan {
         self.flat_workgroups = vectors.div_ceil(chunk);
         let inner = self.problem.inner as u64;
         self.params.chunk = chunk as u32;
-        self.params.stride_channels = ((4 * lanes / inner) % self.problem.channels as u64) as u32;
+        self.params.stride_channels = ((4 * lanes / inner) % self.flat_channels()) as u32;
         self.params.stride_inner = (4 * lanes % inner) as u32;
+    }
+
+    /// Channels that flat kernels count through: with one outer index in a group, groups are only more channels.
+    fn flat_channels(&self) -> u64 {
+        let p = &self.problem;
+        (if p.outer == 1 {
+            p.statistics()
+        } else {
+            p.channels
+        }) as u64
     }
 
     pub(crate) fn max_binding_size(&self) -> u64 {
@@ -588,12 +640,12 @@ impl Plan {
 
     /// Bytes of the partial results.
     pub(crate) fn partials_bytes(&self) -> u64 {
-        u64::from(self.params.slots) * u64::from(self.params.width) * 16
+        u64::from(self.params.slots) * u64::from(self.params.slot_stride) * 16
     }
 
-    /// Bytes of one set of coefficients, moments or gradient sums: a vector of four f32 per channel.
+    /// Bytes of one set of coefficients, moments or gradient sums: four f32 per statistic.
     pub(crate) fn coefficients_bytes(&self) -> u64 {
-        self.problem.channels as u64 * 16
+        self.problem.statistics() as u64 * 16
     }
 
     fn step(&self, kernel: Kernel, workgroup: u32, workgroups: u64, params: Params) -> Step {
@@ -603,18 +655,7 @@ impl Plan {
             ..
         } = self.problem;
         // Only tensors come in elements; the kernels on per-channel data need no second version.
-        let reads_tensor = !matches!(
-            kernel,
-            Kernel::Combine
-                | Kernel::Finalize
-                | Kernel::Coefficients
-                | Kernel::BackwardCombine
-                | Kernel::BackwardFinalize
-                | Kernel::Gather
-                | Kernel::Scatter
-                | Kernel::Probe
-        );
-        let elements = if reads_tensor {
+        let elements = if kernel.entry().has_tensors() {
             self.elements
         } else {
             Elements::F32x4
@@ -622,15 +663,15 @@ impl Plan {
         // A residual changes a gradient only through an activation.
         let residual = residual && (kernel == Kernel::Normalize || activation != Activation::None);
         Step {
-            key: PipelineKey::new(
-                kernel,
-                elements,
-                workgroup,
-                activation,
+            key: PipelineKey {
+                activation: activation.code(),
                 residual,
-                self.lookup,
-                self.masked(),
-            ),
+                lookup: self.lookup,
+                ragged: self.ragged(),
+                mask: self.problem.mask,
+                ..PipelineKey::new(kernel, elements, workgroup)
+            }
+            .canonical(),
             grid: grid(workgroups, self.caps.max_workgroups_per_dimension),
             params: Params {
                 workgroups: workgroups as u32,
@@ -665,29 +706,64 @@ impl Plan {
         )
     }
 
-    /// A merge of this plan's partial results, or of `sets` of one record per channel.
+    /// A merge of this plan's partial results, or of `sets` of one record per statistic.
     pub(crate) fn merge(&self, kernel: Kernel, sets: Option<u32>, flags: u32) -> Step {
-        let mut params = self.params;
-        if let Some(sets) = sets {
-            (params.slots, params.width, params.repetitions, params.span) =
-                (sets, params.channels, 1, 1);
+        self.merge_of(self.records(sets), kernel, flags)
+    }
+
+    /// The same over all groups at once, one result per channel.
+    pub(crate) fn merge_groups(&self, kernel: Kernel, sets: Option<u32>, flags: u32) -> Step {
+        let records = self.records(sets);
+        let groups = self.problem.groups as u32;
+        let joined = Params {
+            statistics: records.channels,
+            slots: records.slots * groups,
+            slot_stride: records.width,
+            ..records
+        };
+        self.merge_of(joined, kernel, flags)
+    }
+
+    fn records(&self, sets: Option<u32>) -> Params {
+        match sets {
+            None => self.params,
+            Some(sets) => Params {
+                slots: sets,
+                slot_stride: self.params.statistics,
+                width: self.params.channels,
+                repetitions: 1,
+                span: 1,
+                ..self.params
+            },
         }
+    }
+
+    fn merge_of(&self, mut params: Params, kernel: Kernel, flags: u32) -> Step {
         let records =
             u64::from(params.slots) * u64::from(params.repetitions) * u64::from(params.span);
-        // As many lanes per channel as there are records; the others take neighbouring channels.
+        // As many lanes per statistic as there are records; the others take neighbouring ones.
         let lanes = records
             .next_power_of_two()
             .min(u64::from(self.merge_workgroup)) as u32;
         let lanes = if self.caps.is_cpu() { 1 } else { lanes };
         params.tile = self.merge_workgroup / lanes;
         params.flags |= flags;
-        let workgroups = u64::from(params.channels.div_ceil(params.tile));
+        let workgroups = u64::from(params.statistics.div_ceil(params.tile));
         self.step(kernel, self.merge_workgroup, workgroups, params)
     }
 
-    /// One lane per channel: coefficients, gather, scatter.
+    /// One lane per channel: gather, scatter, the sum of the groups' gradients.
     pub(crate) fn per_channel(&self, kernel: Kernel, flags: u32) -> Step {
-        let workgroups = u64::from(self.params.channels.div_ceil(self.merge_workgroup));
+        self.per(self.params.channels, kernel, flags)
+    }
+
+    /// One lane per statistic: coefficients.
+    pub(crate) fn per_statistic(&self, kernel: Kernel, flags: u32) -> Step {
+        self.per(self.params.statistics, kernel, flags)
+    }
+
+    fn per(&self, lanes: u32, kernel: Kernel, flags: u32) -> Step {
+        let workgroups = u64::from(lanes.div_ceil(self.merge_workgroup));
         let params = Params {
             flags: self.params.flags | flags,
             ..self.params
@@ -695,21 +771,35 @@ impl Plan {
         self.step(kernel, self.merge_workgroup, workgroups, params)
     }
 
+    /// One workgroup per group.
+    pub(crate) fn count_mask(&self) -> Step {
+        let groups = self.problem.groups as u64;
+        self.step(
+            Kernel::CountMask,
+            self.reduce_workgroup,
+            groups,
+            self.params,
+        )
+    }
+
     pub(crate) fn flat(&self, kernel: Kernel) -> Step {
         self.step(
             kernel,
             self.flat_workgroup,
             self.flat_workgroups,
-            self.params,
+            Params {
+                channels: self.flat_channels() as u32,
+                ..self.params
+            },
         )
     }
 
     /// Every pipeline that an operation of this plan may use.
     pub(crate) fn pipelines(&self) -> BTreeSet<PipelineKey> {
-        let steps = [
+        let mut steps = vec![
             self.reduce(),
             self.merge(Kernel::Finalize, None, 0),
-            self.per_channel(Kernel::Coefficients, 0),
+            self.per_statistic(Kernel::Coefficients, 0),
             self.flat(Kernel::Normalize),
             self.backward_reduce(),
             self.merge(Kernel::BackwardFinalize, None, 0),
@@ -719,6 +809,12 @@ impl Plan {
             self.per_channel(Kernel::Gather, 0),
             self.per_channel(Kernel::Scatter, 0),
         ];
+        if self.problem.mask {
+            steps.push(self.count_mask());
+        }
+        if self.problem.groups > 1 {
+            steps.push(self.per_channel(Kernel::SumGradients, 0));
+        }
         steps.into_iter().map(|step| step.key).collect()
     }
 }
@@ -751,10 +847,24 @@ fn grid(workgroups: u64, per_dimension: u32) -> [u32; 2] {
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [outer, channels, inner] = self.problem.shape();
+        let Problem {
+            groups,
+            outer,
+            channels,
+            inner,
+            dtype,
+            ..
+        } = self.problem;
+        if groups > 1 {
+            write!(f, "{groups} groups of ")?;
+        }
+        let storage = match dtype {
+            Dtype::F32 => "f32".to_owned(),
+            dtype => format!("{dtype} packed in words, converted in the shader"),
+        };
         writeln!(
             f,
-            "[{outer}, {channels}, {inner}] f32: {}, {} ({})",
+            "[{outer}, {channels}, {inner}] {storage}: {}, {} ({})",
             self.strategy(),
             self.walk,
             self.why
@@ -780,30 +890,23 @@ impl fmt::Display for Plan {
             }
         )?;
         let normalize = self.flat(Kernel::Normalize);
-        let coefficients = self.per_channel(Kernel::Coefficients, 0);
+        let coefficients = self.per_statistic(Kernel::Coefficients, 0);
         let finalize = self.merge(Kernel::Finalize, None, 0);
-        writeln!(
-            f,
-            "  forward training: {}",
-            line(&[self.reduce(), finalize, normalize.clone()])
-        )?;
-        writeln!(
-            f,
-            "  inference: {}",
-            line(&[coefficients.clone(), normalize])
-        )?;
+        let mut training = vec![self.reduce(), finalize, normalize.clone()];
         let backward_finalize = self.merge(Kernel::BackwardFinalize, None, 0);
-        let apply = self.flat(Kernel::BackwardApply);
-        writeln!(
-            f,
-            "  backward: {}",
-            line(&[
-                coefficients,
-                self.backward_reduce(),
-                backward_finalize,
-                apply
-            ])
-        )?;
+        let mut backward = vec![coefficients.clone(), self.backward_reduce()];
+        if self.problem.mask {
+            backward.push(self.count_mask());
+        }
+        backward.push(backward_finalize);
+        if groups > 1 {
+            training.insert(2, self.merge_groups(Kernel::Finalize, None, 0));
+            backward.push(self.per_channel(Kernel::SumGradients, 0));
+        }
+        backward.push(self.flat(Kernel::BackwardApply));
+        writeln!(f, "  forward training: {}", line(&training))?;
+        writeln!(f, "  inference: {}", line(&[coefficients, normalize]))?;
+        writeln!(f, "  backward: {}", line(&backward))?;
         write!(f, "  workspace: {} bytes", self.workspace_bytes())
     }
 }

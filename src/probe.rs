@@ -1,8 +1,8 @@
 //! Whether an adapter's compiler keeps the exact remainders that sums and merges rely on.
 
 use crate::kernels::{Elements, ErrorScopes, Kernel, PipelineKey};
-use crate::plan::{ChannelLookup, Params};
-use crate::{Activation, Error, Gpu, Result};
+use crate::plan::Params;
+use crate::{Error, Gpu, Result};
 
 const PAIRS: usize = 64;
 
@@ -42,15 +42,7 @@ impl Gpu {
 
     #[cfg(not(target_family = "wasm"))]
     fn run_probe(&self, operands: &[[f32; 4]]) -> Result<Vec<u32>> {
-        let key = PipelineKey::new(
-            Kernel::Probe,
-            Elements::F32x4,
-            32,
-            Activation::None,
-            false,
-            ChannelLookup::SameChannel,
-            true,
-        );
+        let key = PipelineKey::new(Kernel::Probe, Elements::F32x4, 32);
         let params = Params {
             vectors: PAIRS as u32,
             workgroups: 2,
@@ -114,7 +106,7 @@ impl Gpu {
             pass.dispatch_workgroups(2, 1, 1);
         }
         self.queue.submit([encoder.finish()]);
-        crate::encode::settle(scopes, "probing the compiler")?;
+        crate::record::settle(scopes, "probing the compiler")?;
         let words = self.submit_and_read(None, &[&target])?.wait()?;
         words.into_iter().next().ok_or_else(|| Error::Device {
             action: "probing the compiler",

@@ -1,11 +1,56 @@
 //! What is to be normalised, and by which convention: shapes, activations, running statistics.
 
+use std::fmt;
+use std::str::FromStr;
+
 use crate::{Error, Result};
 
 /// The largest number of elements of one tensor: shaders index with 32 bits, and a padded row of vectors must fit too.
 pub(crate) const MAX_ELEMENTS: u64 = 1 << 31;
 
+/// How the elements of a tensor (input, output, residual and their gradients) are stored. Arithmetic is f32 whatever the
+/// storage, and so are weight, bias, statistics and the gradients of weight and bias.
+///
+/// The 16-bit types are packed two to a 32-bit word, the first element in the lower half, as any program lays them out in
+/// memory on a little-endian machine; kernels convert by integer arithmetic, so that every adapter runs them. Results are
+/// rounded to the nearest, ties to even; overflow gives infinity; NaN stays NaN.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub enum Dtype {
+    /// IEEE 754 binary32.
+    #[default]
+    F32,
+    /// IEEE 754 binary16: 11 bits of significand, up to 65504.
+    F16,
+    /// bfloat16: 8 bits of significand, the range of f32.
+    Bf16,
+}
+
+impl Dtype {
+    /// All of them.
+    pub const ALL: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
+
+    /// Bytes of one element.
+    pub fn bytes(self) -> u64 {
+        match self {
+            Dtype::F32 => 4,
+            Dtype::F16 | Dtype::Bf16 => 2,
+        }
+    }
+}
+
+impl fmt::Display for Dtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Dtype::F32 => "f32",
+            Dtype::F16 => "f16",
+            Dtype::Bf16 => "bf16",
+        })
+    }
+}
+
 /// A function applied to the normalised value, after the residual was added.
+///
+/// It parses and prints as on the command line: `none`, `relu`, `leaky-relu:0.01`, `silu`, `gelu`, `sigmoid`, `tanh`.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 #[non_exhaustive]
 pub enum Activation {
@@ -14,6 +59,16 @@ pub enum Activation {
     None,
     /// `y = max(z, 0)`, with derivative 0 at 0.
     Relu,
+    /// `y = z` above 0 and `slope·z` below, with derivative `slope` at 0. Any finite slope.
+    LeakyRelu(f32),
+    /// `y = z·σ(z)`, also called swish (Ramachandran et al. 2017).
+    Silu,
+    /// `y = z·Φ(z)` with `Φ(z) = (1 + erf(z/√2))/2`, exact and not the tanh approximation (Hendrycks and Gimpel 2016).
+    Gelu,
+    /// `y = σ(z) = 1/(1 + e^-z)`.
+    Sigmoid,
+    /// `y = tanh z`.
+    Tanh,
 }
 
 impl Activation {
@@ -22,6 +77,57 @@ impl Activation {
         match self {
             Activation::None => 0,
             Activation::Relu => 1,
+            Activation::LeakyRelu(_) => 2,
+            Activation::Silu => 3,
+            Activation::Gelu => 4,
+            Activation::Sigmoid => 5,
+            Activation::Tanh => 6,
+        }
+    }
+
+    /// Leaky ReLU's slope below 0.
+    pub(crate) fn slope(self) -> f32 {
+        match self {
+            Activation::LeakyRelu(slope) => slope,
+            _ => 0.0,
+        }
+    }
+}
+
+impl fmt::Display for Activation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Activation::None => f.write_str("none"),
+            Activation::Relu => f.write_str("relu"),
+            Activation::LeakyRelu(slope) => write!(f, "leaky-relu:{slope}"),
+            Activation::Silu => f.write_str("silu"),
+            Activation::Gelu => f.write_str("gelu"),
+            Activation::Sigmoid => f.write_str("sigmoid"),
+            Activation::Tanh => f.write_str("tanh"),
+        }
+    }
+}
+
+impl FromStr for Activation {
+    type Err = Error;
+
+    /// # Errors
+    /// [`Error::Activation`], which lists the names.
+    fn from_str(text: &str) -> Result<Self> {
+        let unknown = || Error::Activation { given: text.into() };
+        if let Some(slope) = text.strip_prefix("leaky-relu:") {
+            // Whether it is finite, `Problem::validate` says.
+            let slope = slope.trim().parse().map_err(|_| unknown())?;
+            return Ok(Activation::LeakyRelu(slope));
+        }
+        match text {
+            "none" => Ok(Activation::None),
+            "relu" => Ok(Activation::Relu),
+            "silu" => Ok(Activation::Silu),
+            "gelu" => Ok(Activation::Gelu),
+            "sigmoid" => Ok(Activation::Sigmoid),
+            "tanh" => Ok(Activation::Tanh),
+            _ => Err(unknown()),
         }
     }
 }
@@ -121,16 +227,20 @@ impl Preset {
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Problem {
-    /// Sub-batches with statistics of their own (ghost batches); 1 is ordinary batch norm, and all that runs today.
+    /// Sub-batches with statistics of their own; 1 is ordinary batch norm. See [`Problem::groups`].
     pub groups: usize,
-    /// Product of the dimensions before the channels.
+    /// Product of the dimensions before the channels, in each group.
     pub outer: usize,
     /// Number of channels.
     pub channels: usize,
     /// Product of the dimensions after the channels.
     pub inner: usize,
+    /// How tensors are stored.
+    pub dtype: Dtype,
     /// Whether a residual tensor of the same shape is added before the activation.
     pub residual: bool,
+    /// Whether a mask says which positions the statistics are taken over.
+    pub mask: bool,
     /// The activation after it.
     pub activation: Activation,
     /// Added to the variance: `invstd = 1/√(σ² + ε)`.
@@ -150,7 +260,9 @@ impl Problem {
             outer,
             channels,
             inner,
+            dtype: Dtype::F32,
             residual: false,
+            mask: false,
             activation: Activation::None,
             eps: preset.eps(),
             momentum: preset.momentum(),
@@ -205,6 +317,34 @@ impl Problem {
         Ok(Self::new(product(before), after[0], product(&after[1..])))
     }
 
+    /// Stores tensors as another type.
+    pub fn dtype(mut self, dtype: Dtype) -> Self {
+        self.dtype = dtype;
+        self
+    }
+
+    /// Takes statistics over sub-batches: the tensor is `groups` times `[outer, channels, inner]`, one after the other,
+    /// and each is normalised by statistics of its own. These are ghost batches (Hoffer et al. 2017); with
+    /// `Problem::new(1, c, h·w).groups(n)` they are instance norm.
+    ///
+    /// Weight, bias and running statistics are shared. Running statistics take in the statistics of all groups together,
+    /// merged, and not the average of the groups' variances. Saved statistics are `[4, groups·C]`.
+    pub fn groups(mut self, groups: usize) -> Self {
+        self.groups = groups;
+        self
+    }
+
+    /// Takes statistics only over positions where a mask is 1, as Keras does: f32, `[groups·outer, inner]`, 0 or 1.
+    ///
+    /// Positions left out are normalised all the same, by the statistics of the others, and have gradients. Where a
+    /// group's mask is 0 throughout, mean and variance are 0, the output is β, and the running statistics move towards 0,
+    /// as Keras' do. A mask holding anything else than 0 and 1 is an error on the host; on the device, which cannot report
+    /// one, it makes the group's results NaN.
+    pub fn with_mask(mut self) -> Self {
+        self.mask = true;
+        self
+    }
+
     /// Adds a residual tensor before the activation: `y = act(γ·x̂ + β + residual)`.
     pub fn with_residual(mut self) -> Self {
         self.residual = true;
@@ -243,7 +383,7 @@ impl Problem {
         self
     }
 
-    /// Values per channel, `outer · inner`.
+    /// Values per channel of a group, `outer · inner`.
     pub fn count(&self) -> u64 {
         (self.outer as u64).saturating_mul(self.inner as u64)
     }
@@ -255,9 +395,31 @@ impl Problem {
             .saturating_mul(self.groups as u64)
     }
 
-    /// `[outer, channels, inner]`.
+    /// The tensor's shape, `[groups·outer, channels, inner]`.
     pub fn shape(&self) -> [usize; 3] {
-        [self.outer, self.channels, self.inner]
+        [
+            self.groups.saturating_mul(self.outer),
+            self.channels,
+            self.inner,
+        ]
+    }
+
+    /// The mask's shape, `[groups·outer, inner]`.
+    pub fn mask_shape(&self) -> [usize; 2] {
+        [self.groups.saturating_mul(self.outer), self.inner]
+    }
+
+    /// How many means and variances there are: `groups · channels`.
+    pub fn statistics(&self) -> usize {
+        self.groups.saturating_mul(self.channels)
+    }
+
+    /// Bytes of a tensor, up to a whole 32-bit word: what its buffer range must hold.
+    pub fn bytes(&self) -> u64 {
+        self.elements()
+            .saturating_mul(self.dtype.bytes())
+            .saturating_add(3)
+            & !3
     }
 
     /// Whether a backward pass writes a gradient of the residual: without an activation it is `grad_output` itself.
@@ -268,21 +430,15 @@ impl Problem {
     /// Checks everything that does not depend on a device. [`Plan::new`](crate::Plan::new) does it too.
     ///
     /// # Errors
-    /// [`Error::EmptyTensor`], [`Error::TooManyElements`], [`Error::Eps`], [`Error::Momentum`], [`Error::Unsupported`].
+    /// [`Error::EmptyTensor`], [`Error::TooManyElements`], [`Error::Eps`], [`Error::Momentum`], [`Error::Activation`].
     pub fn validate(&self) -> Result<()> {
-        if self.groups != 1 {
-            return Err(Error::Unsupported {
-                what: format!("groups = {} (ghost batches)", self.groups),
-                remedy: "use groups = 1, one call per sub-batch".into(),
-            });
-        }
-        if self.outer == 0 || self.channels == 0 || self.inner == 0 {
+        let dimensions = [self.groups, self.outer, self.channels, self.inner];
+        if dimensions.contains(&0) {
             return Err(Error::EmptyTensor {
                 shape: self.shape(),
             });
         }
-        let elements = self
-            .shape()
+        let elements = dimensions
             .iter()
             .fold(1u128, |a, &b| a.saturating_mul(b as u128));
         if elements > MAX_ELEMENTS as u128 {
@@ -298,6 +454,11 @@ impl Problem {
             && !(0.0..=1.0).contains(&given)
         {
             return Err(Error::Momentum { given });
+        }
+        if !self.activation.slope().is_finite() {
+            return Err(Error::Activation {
+                given: self.activation.to_string(),
+            });
         }
         Ok(())
     }

@@ -1,23 +1,26 @@
 //! Batch normalisation as the textbook has it, in f64 on the CPU: the definition that every GPU result is checked against.
 //!
 //! Sources: Ioffe and Szegedy, "Batch Normalization" (2015), for the forward pass and its gradient. Arrays have shape
-//! `[outer, channels, inner]`, per-channel vectors `[channels]`. Two cases are defined rather than computed: where
-//! σ² + ε is 0 or beyond f32, invstd is 0, and the output is the bias.
+//! `[groups·outer, channels, inner]`, per-channel vectors `[channels]`, statistics `[groups·channels]`, masks
+//! `[groups·outer, inner]`. Three cases are defined rather than computed: where σ² + ε is 0 or beyond f32, and where a mask
+//! lets nothing count, invstd is 0 and the output is the bias.
 
-use ndarray::{Array1, Array3, ArrayView1, ArrayView3, Axis, Zip};
+use ndarray::{Array1, Array3, ArrayView1, ArrayView2, ArrayView3, Zip};
 
 use crate::problem::Momentum;
 use crate::{Activation, Error, Problem, Result, RunningVariance};
 
-/// Mean, biased variance and `1/√(variance + ε)` of each channel.
+/// Mean, biased variance and `1/√(variance + ε)` of each channel of each group.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Statistics {
-    /// `[channels]`.
+    /// `[groups·channels]`.
     pub mean: Array1<f64>,
-    /// Biased: `Σ(x - mean)² / m`; `[channels]`.
+    /// Biased: `Σ(x - mean)² / m`; `[groups·channels]`.
     pub variance: Array1<f64>,
-    /// `[channels]`.
+    /// `[groups·channels]`.
     pub invstd: Array1<f64>,
+    /// How many values count: m, or fewer under a mask; `[groups·channels]`.
+    pub count: Array1<f64>,
 }
 
 impl Statistics {
@@ -26,32 +29,84 @@ impl Statistics {
     /// # Errors
     /// What is wrong with the problem or the array's shape.
     pub fn of(problem: &Problem, input: ArrayView3<'_, f64>) -> Result<Self> {
-        problem.validate()?;
-        check_shape(problem, "input", input.shape())?;
-        let m = problem.count() as f64;
-        let mean: Array1<f64> = input.axis_iter(Axis(1)).map(|x| x.sum() / m).collect();
-        let variance = Zip::from(input.axis_iter(Axis(1)))
-            .and(&mean)
-            .map_collect(|x, mean| x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / m);
-        Ok(Self::given(problem, mean, variance))
+        Self::masked(problem, input, None)
     }
 
-    /// Given statistics, as inference uses them.
-    pub fn given(problem: &Problem, mean: Array1<f64>, variance: Array1<f64>) -> Self {
-        let invstd = variance.mapv(|variance| {
-            let v = variance + problem.eps;
-            if v == 0.0 || v > f64::from(f32::MAX) {
+    /// The same over the positions where a mask is 1.
+    ///
+    /// # Errors
+    /// As [`Statistics::of`], and [`Error::MaskValue`].
+    pub fn masked(
+        problem: &Problem,
+        input: ArrayView3<'_, f64>,
+        mask: Option<ArrayView2<'_, f32>>,
+    ) -> Result<Self> {
+        problem.validate()?;
+        check_shape(problem, "input", input.shape())?;
+        check_mask(problem, mask)?;
+        let n = problem.statistics();
+        let (mut mean, mut variance, mut count) =
+            (Array1::zeros(n), Array1::zeros(n), Array1::zeros(n));
+        for s in 0..n {
+            let counts = |o: usize, i: usize| mask.is_none_or(|mask| mask[[o, i]] == 1.0);
+            let values = || {
+                positions(problem, s)
+                    .filter(|&(o, i)| counts(o, i))
+                    .map(|(o, i)| input[[o, s % problem.channels, i]])
+            };
+            let m = values().count() as f64;
+            if m > 0.0 {
+                mean[s] = values().sum::<f64>() / m;
+                variance[s] = values().map(|x| (x - mean[s]).powi(2)).sum::<f64>() / m;
+            }
+            count[s] = m;
+        }
+        let invstd = Zip::from(&variance).and(&count).map_collect(|v, m| {
+            if *m == 0.0 {
                 0.0
             } else {
-                1.0 / v.sqrt()
+                inverse_std(problem, *v)
             }
         });
-        Statistics {
+        Ok(Statistics {
             mean,
             variance,
             invstd,
+            count,
+        })
+    }
+
+    /// Given statistics, `[channels]` each, as inference uses them.
+    pub fn given(problem: &Problem, mean: Array1<f64>, variance: Array1<f64>) -> Self {
+        let of_groups = |v: Array1<f64>| {
+            (0..problem.statistics())
+                .map(|s| v[s % problem.channels])
+                .collect::<Array1<f64>>()
+        };
+        let (mean, variance) = (of_groups(mean), of_groups(variance));
+        Statistics {
+            invstd: variance.mapv(|v| inverse_std(problem, v)),
+            count: Array1::from_elem(problem.statistics(), problem.count() as f64),
+            mean,
+            variance,
         }
     }
+}
+
+fn inverse_std(problem: &Problem, variance: f64) -> f64 {
+    let v = variance + problem.eps;
+    if v == 0.0 || v > f64::from(f32::MAX) {
+        0.0
+    } else {
+        1.0 / v.sqrt()
+    }
+}
+
+/// The outer and inner indices of the values of statistic `s`, channel `s % channels` of group `s / channels`.
+fn positions(problem: &Problem, s: usize) -> impl Iterator<Item = (usize, usize)> {
+    let first = s / problem.channels * problem.outer;
+    let inner = problem.inner;
+    (first..first + problem.outer).flat_map(move |o| (0..inner).map(move |i| (o, i)))
 }
 
 /// Running statistics.
@@ -66,48 +121,75 @@ pub struct Running {
 }
 
 impl Running {
-    /// Takes in a batch: `running = (1 - w)·running + w·batch`.
+    /// Takes in a batch: `running = (1 - w)·running + w·batch`, by the statistics of all groups together.
     pub fn update(&mut self, problem: &Problem, batch: &Statistics) {
         self.batches += 1;
         let w = match problem.momentum {
             Momentum::NewWeight(w) => w,
             Momentum::Cumulative => 1.0 / self.batches as f64,
         };
-        let m = problem.count() as f64;
-        let correction = match problem.running_variance {
-            RunningVariance::Unbiased if m > 1.0 => m / (m - 1.0),
-            _ => 1.0,
-        };
-        self.mean = (1.0 - w) * &self.mean + w * &batch.mean;
-        self.variance = (1.0 - w) * &self.variance + w * correction * &batch.variance;
+        for c in 0..problem.channels {
+            let groups = || (c..problem.statistics()).step_by(problem.channels);
+            let m: f64 = groups().map(|s| batch.count[s]).sum();
+            let (mut mean, mut variance) = (0.0, 0.0);
+            if m > 0.0 {
+                mean = groups()
+                    .map(|s| batch.count[s] * batch.mean[s])
+                    .sum::<f64>()
+                    / m;
+                variance = groups()
+                    .map(|s| batch.count[s] * (batch.variance[s] + (batch.mean[s] - mean).powi(2)))
+                    .sum::<f64>()
+                    / m;
+            }
+            let correction = match problem.running_variance {
+                RunningVariance::Unbiased if m > 1.0 => m / (m - 1.0),
+                _ => 1.0,
+            };
+            self.mean[c] = (1.0 - w) * self.mean[c] + w * mean;
+            self.variance[c] = (1.0 - w) * self.variance[c] + w * correction * variance;
+        }
     }
+}
+
+/// The logistic function `1/(1 + e^-z)`.
+fn logistic(z: f64) -> f64 {
+    1.0 / (1.0 + (-z).exp())
+}
+
+/// The standard normal distribution function, `(1 + erf(z/√2))/2`.
+fn normal_distribution(z: f64) -> f64 {
+    0.5 * libm::erfc(-z / std::f64::consts::SQRT_2)
 }
 
 /// `act(z)`.
 pub fn activate(activation: Activation, z: f64) -> f64 {
     match activation {
         Activation::None => z,
-        Activation::Relu => {
-            if z < 0.0 {
-                0.0
-            } else {
-                z
-            }
-        }
+        Activation::Relu if z < 0.0 => 0.0,
+        Activation::LeakyRelu(slope) if z < 0.0 => f64::from(slope) * z,
+        Activation::Relu | Activation::LeakyRelu(_) => z,
+        Activation::Silu => z * logistic(z),
+        Activation::Gelu => z * normal_distribution(z),
+        Activation::Sigmoid => logistic(z),
+        Activation::Tanh => z.tanh(),
     }
 }
 
-/// `act'(z)`.
+/// `act'(z)`; at 0 it is 0 for ReLU and the slope for leaky ReLU.
 pub fn activation_derivative(activation: Activation, z: f64) -> f64 {
     match activation {
         Activation::None => 1.0,
-        Activation::Relu => {
-            if z > 0.0 {
-                1.0
-            } else {
-                0.0
-            }
+        Activation::Relu if z <= 0.0 => 0.0,
+        Activation::LeakyRelu(slope) if z <= 0.0 => f64::from(slope),
+        Activation::Relu | Activation::LeakyRelu(_) => 1.0,
+        Activation::Silu => logistic(z) * (1.0 + z * logistic(-z)),
+        Activation::Gelu => {
+            let density = (-0.5 * z * z).exp() / (2.0 * std::f64::consts::PI).sqrt();
+            normal_distribution(z) + z * density
         }
+        Activation::Sigmoid => logistic(z) * logistic(-z),
+        Activation::Tanh => 1.0 - z.tanh().powi(2),
     }
 }
 
@@ -122,12 +204,28 @@ pub struct Inputs<'a> {
     pub weight: Option<ArrayView1<'a, f64>>,
     /// β, `[channels]`; 0 where absent.
     pub bias: Option<ArrayView1<'a, f64>>,
+    /// 1 where a value counts for the statistics, 0 where not, `[groups·outer, inner]`; all count where absent.
+    pub mask: Option<ArrayView2<'a, f32>>,
+}
+
+impl<'a> Inputs<'a> {
+    /// An input alone.
+    pub fn new(input: ArrayView3<'a, f64>) -> Self {
+        Inputs {
+            input,
+            residual: None,
+            weight: None,
+            bias: None,
+            mask: None,
+        }
+    }
 }
 
 impl Inputs<'_> {
     fn check(&self, problem: &Problem) -> Result<()> {
         problem.validate()?;
         check_shape(problem, "input", self.input.shape())?;
+        check_mask(problem, self.mask)?;
         if let Some(residual) = &self.residual {
             check_shape(problem, "residual", residual.shape())?;
         }
@@ -154,12 +252,18 @@ impl Inputs<'_> {
     }
 }
 
+/// The statistic of an outer index and a channel.
+fn statistic(problem: &Problem, o: usize, c: usize) -> usize {
+    o / problem.outer * problem.channels + c
+}
+
 /// `z = γ·x̂ + β + residual` with `x̂ = (x - mean)·invstd`, before the activation.
-fn pre_activation(inputs: &Inputs<'_>, statistics: &Statistics) -> Array3<f64> {
+fn pre_activation(problem: &Problem, inputs: &Inputs<'_>, statistics: &Statistics) -> Array3<f64> {
     let mut z = inputs.input.to_owned();
-    for (c, mut z) in z.axis_iter_mut(Axis(1)).enumerate() {
-        let (mean, invstd) = (statistics.mean[c], statistics.invstd[c]);
-        z.mapv_inplace(|x| inputs.weight(c) * ((x - mean) * invstd) + inputs.bias(c));
+    for ((o, c, _), z) in z.indexed_iter_mut() {
+        let s = statistic(problem, o, c);
+        let normalised = (*z - statistics.mean[s]) * statistics.invstd[s];
+        *z = inputs.weight(c) * normalised + inputs.bias(c);
     }
     if let Some(residual) = inputs.residual {
         z += &residual;
@@ -177,7 +281,7 @@ pub fn forward(
     statistics: &Statistics,
 ) -> Result<Array3<f64>> {
     inputs.check(problem)?;
-    Ok(pre_activation(inputs, statistics).mapv(|z| activate(problem.activation, z)))
+    Ok(pre_activation(problem, inputs, statistics).mapv(|z| activate(problem.activation, z)))
 }
 
 /// The gradients of a backward pass.
@@ -194,7 +298,8 @@ pub struct Gradients {
 }
 
 /// The backward pass. With `dz = dy·act'(z)`: `dβ = Σdz`, `dγ = Σdz·x̂`, and
-/// `dx = γ·invstd·(dz - dβ/m - x̂·dγ/m)`, or `dx = γ·invstd·dz` where the statistics are frozen.
+/// `dx = γ·invstd·(dz - w·(dβ/m + x̂·dγ/m))`, or `dx = γ·invstd·dz` where the statistics are frozen. The sums go over all
+/// values of a channel of a group; m is how many of them count, and w is the mask, 1 where there is none.
 ///
 /// # Errors
 /// What is wrong with the problem or an array's shape.
@@ -207,34 +312,36 @@ pub fn backward(
 ) -> Result<Gradients> {
     inputs.check(problem)?;
     check_shape(problem, "grad_output", grad_output.shape())?;
-    let m = problem.count() as f64;
-    let mut dz = pre_activation(inputs, statistics);
+    let mut dz = pre_activation(problem, inputs, statistics);
     Zip::from(&mut dz)
         .and(&grad_output)
         .for_each(|z, dy| *z = dy * activation_derivative(problem.activation, *z));
     let mut dx = dz.clone();
     let mut weight = Array1::zeros(problem.channels);
     let mut bias = Array1::zeros(problem.channels);
-    for c in 0..problem.channels {
-        let (mean, invstd) = (statistics.mean[c], statistics.invstd[c]);
-        let normalised = inputs
-            .input
-            .index_axis(Axis(1), c)
-            .mapv(|x| (x - mean) * invstd);
-        let dz = dz.index_axis(Axis(1), c);
-        bias[c] = dz.sum();
-        weight[c] = (&dz * &normalised).sum();
-        Zip::from(dx.index_axis_mut(Axis(1), c))
-            .and(&dz)
-            .and(&normalised)
-            .for_each(|dx, dz, normalised| {
-                let centred = if frozen {
-                    *dz
-                } else {
-                    dz - bias[c] / m - normalised * weight[c] / m
-                };
-                *dx = inputs.weight(c) * invstd * centred;
-            });
+    for s in 0..problem.statistics() {
+        let c = s % problem.channels;
+        let (mean, invstd, m) = (
+            statistics.mean[s],
+            statistics.invstd[s],
+            statistics.count[s],
+        );
+        let normalised = |o: usize, i: usize| (inputs.input[[o, c, i]] - mean) * invstd;
+        let of_group = || positions(problem, s);
+        let sum: f64 = of_group().map(|(o, i)| dz[[o, c, i]]).sum();
+        let products: f64 = of_group()
+            .map(|(o, i)| dz[[o, c, i]] * normalised(o, i))
+            .sum();
+        bias[c] += sum;
+        weight[c] += products;
+        for (o, i) in of_group() {
+            let counts = inputs.mask.is_none_or(|mask| mask[[o, i]] == 1.0);
+            let mut centred = dz[[o, c, i]];
+            if !frozen && counts {
+                centred -= sum / m + normalised(o, i) * products / m;
+            }
+            dx[[o, c, i]] = inputs.weight(c) * invstd * centred;
+        }
     }
     Ok(Gradients {
         input: dx,
@@ -255,10 +362,31 @@ fn check_shape(problem: &Problem, tensor: &'static str, given: &[usize]) -> Resu
     })
 }
 
+fn check_mask(problem: &Problem, mask: Option<ArrayView2<'_, f32>>) -> Result<()> {
+    let Some(mask) = mask else {
+        return Ok(());
+    };
+    if mask.shape() != problem.mask_shape() {
+        return Err(Error::Shape {
+            tensor: "mask",
+            given: mask.shape().to_vec(),
+            expected: problem.mask_shape().to_vec(),
+        });
+    }
+    match mask
+        .iter()
+        .enumerate()
+        .find(|(_, m)| **m != 0.0 && **m != 1.0)
+    {
+        None => Ok(()),
+        Some((index, &given)) => Err(Error::MaskValue { index, given }),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ndarray::{arr1, arr3};
+    use ndarray::{Array2, arr1, arr2, arr3};
 
     fn inputs<'a>(
         input: &'a Array3<f64>,
@@ -266,10 +394,9 @@ mod tests {
         bias: &'a Array1<f64>,
     ) -> Inputs<'a> {
         Inputs {
-            input: input.view(),
-            residual: None,
             weight: Some(weight.view()),
             bias: Some(bias.view()),
+            ..Inputs::new(input.view())
         }
     }
 
@@ -333,52 +460,71 @@ mod tests {
         );
     }
 
-    /// Every gradient against central differences of L = Σ g·y.
+    /// Every gradient against central differences of L = Σ g·y: each activation, batch and frozen statistics, several
+    /// groups, a mask.
     #[test]
     fn gradients_by_finite_differences() {
         let value = |i: usize, salt: f64| {
             ((i as f64 * 12.9898 + salt).sin() * 43758.5453).fract() * 2.0 - 1.0
         };
         let array = |salt: f64| {
-            Array3::from_shape_fn((3, 2, 3), |(a, b, c)| value(a * 6 + b * 3 + c, salt))
+            Array3::from_shape_fn((4, 2, 3), |(a, b, c)| value(a * 6 + b * 3 + c, salt))
         };
-        for (activation, frozen) in [
-            (Activation::None, false),
-            (Activation::Relu, false),
-            (Activation::None, true),
-            (Activation::Relu, true),
-        ] {
-            let problem = Problem::new(3, 2, 3).with_residual().activation(activation);
+        let mask = Array2::from_shape_fn((4, 3), |(o, i)| f32::from(u8::from((o + i) % 3 != 0)));
+        let hidden = Array2::from_shape_fn((4, 3), |(o, i)| {
+            f32::from(u8::from(o >= 2 && (o + i) % 3 != 0))
+        });
+        let activations = [
+            Activation::None,
+            Activation::Relu,
+            Activation::LeakyRelu(0.2),
+            Activation::Silu,
+            Activation::Gelu,
+            Activation::Sigmoid,
+            Activation::Tanh,
+        ];
+        let forms = [
+            (1, None, false),
+            (1, None, true),
+            (2, None, false),
+            (1, Some(&mask), false),
+            (2, Some(&mask), false),
+            (2, Some(&hidden), false), // nothing counts in the first group
+        ];
+        for (activation, (groups, mask, frozen)) in activations
+            .into_iter()
+            .flat_map(|a| forms.into_iter().map(move |f| (a, f)))
+        {
+            let problem = Problem::new(4 / groups, 2, 3)
+                .groups(groups)
+                .with_residual()
+                .activation(activation);
             let (x, r, g) = (array(1.0), array(2.0), array(3.0));
             let (weight, bias) = (arr1(&[1.5, -0.7]), arr1(&[0.2, 0.1]));
             let fixed = Statistics::given(&problem, arr1(&[0.1, -0.2]), arr1(&[0.5, 0.9]));
+            let mask = mask.map(|m| m.view());
+            let statistics = |x: &Array3<f64>| match frozen {
+                true => fixed.clone(),
+                false => Statistics::masked(&problem, x.view(), mask).unwrap(),
+            };
             let loss = |x: &Array3<f64>, r: &Array3<f64>, w: &Array1<f64>, b: &Array1<f64>| {
-                let s = if frozen {
-                    fixed.clone()
-                } else {
-                    Statistics::of(&problem, x.view()).unwrap()
-                };
                 let inputs = Inputs {
                     residual: Some(r.view()),
                     ..inputs(x, w, b)
                 };
-                (forward(&problem, &inputs, &s).unwrap() * &g).sum()
-            };
-            let s = if frozen {
-                fixed.clone()
-            } else {
-                Statistics::of(&problem, x.view()).unwrap()
+                (forward(&problem, &inputs, &statistics(x)).unwrap() * &g).sum()
             };
             let all = Inputs {
                 residual: Some(r.view()),
+                mask: mask.filter(|_| !frozen),
                 ..inputs(&x, &weight, &bias)
             };
-            let grads = backward(&problem, &all, &s, g.view(), frozen).unwrap();
+            let grads = backward(&problem, &all, &statistics(&x), g.view(), frozen).unwrap();
             let h = 1e-5;
             let close = |numeric: f64, exact: f64, what: &str| {
                 assert!(
                     (numeric - exact).abs() < 1e-7,
-                    "{what}: {numeric} by differences, {exact} by formula"
+                    "{what}, {activation}, {groups} groups: {numeric} by differences, {exact} by formula"
                 );
             };
             for (i, exact) in grads.input.indexed_iter() {
@@ -393,11 +539,8 @@ mod tests {
                     r[i] += d;
                     loss(&x, &r, &weight, &bias)
                 };
-                close(
-                    (moved(h) - moved(-h)) / (2.0 * h),
-                    grads.residual[i],
-                    "dresidual",
-                );
+                let numeric = (moved(h) - moved(-h)) / (2.0 * h);
+                close(numeric, grads.residual[i], "dresidual");
             }
             for c in 0..2 {
                 let moved = |d: f64| {
@@ -405,19 +548,45 @@ mod tests {
                     w[c] += d;
                     loss(&x, &r, &w, &bias)
                 };
-                close(
-                    (moved(h) - moved(-h)) / (2.0 * h),
-                    grads.weight[c],
-                    "dweight",
-                );
+                let numeric = (moved(h) - moved(-h)) / (2.0 * h);
+                close(numeric, grads.weight[c], "dweight");
                 let moved = |d: f64| {
                     let mut b = bias.clone();
                     b[c] += d;
                     loss(&x, &r, &weight, &b)
                 };
-                close((moved(h) - moved(-h)) / (2.0 * h), grads.bias[c], "dbias");
+                let numeric = (moved(h) - moved(-h)) / (2.0 * h);
+                close(numeric, grads.bias[c], "dbias");
             }
         }
+    }
+
+    /// Statistics of sub-batches, merged, are those of the whole batch; a mask leaves values out.
+    #[test]
+    fn groups_merge_and_masks_leave_out() {
+        let x = arr3(&[[[1.0, 3.0]], [[5.0, 7.0]]]);
+        let whole = Problem::new(2, 1, 2);
+        let mut by_groups = Running {
+            mean: arr1(&[0.0]),
+            variance: arr1(&[1.0]),
+            batches: 0,
+        };
+        let mut by_whole = by_groups.clone();
+        let groups = Problem::new(1, 1, 2).groups(2);
+        let statistics = Statistics::of(&groups, x.view()).unwrap();
+        assert_eq!(statistics.mean, arr1(&[2.0, 6.0]));
+        assert_eq!(statistics.variance, arr1(&[1.0, 1.0]));
+        by_groups.update(&groups, &statistics);
+        by_whole.update(&whole, &Statistics::of(&whole, x.view()).unwrap());
+        assert_eq!(by_groups, by_whole);
+        let mask = arr2(&[[1.0, 1.0], [1.0, 0.0]]);
+        let masked = Statistics::masked(&whole, x.view(), Some(mask.view())).unwrap();
+        assert_eq!((masked.mean[0], masked.count[0]), (3.0, 3.0)); // of 1, 3, 5
+        assert_eq!(masked.variance[0], 8.0 / 3.0);
+        let wrong = arr2(&[[1.0, 1.0], [0.5, 0.0]]);
+        let refused = Statistics::masked(&whole, x.view(), Some(wrong.view()));
+        let given = 0.5;
+        assert_eq!(refused, Err(Error::MaskValue { index: 2, given }));
     }
 
     #[test]
@@ -427,10 +596,8 @@ mod tests {
             let statistics = Statistics::of(&problem, x.view()).unwrap();
             let bias = arr1(&[0.5]);
             let inputs = Inputs {
-                input: x.view(),
-                residual: None,
-                weight: None,
                 bias: Some(bias.view()),
+                ..Inputs::new(x.view())
             };
             assert_eq!(
                 forward(&problem, &inputs, &statistics).unwrap(),

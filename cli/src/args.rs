@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use wgpu_batchnorm::{Activation, Choices, Error, Momentum, Preset, Problem, Strategy};
+use wgpu_batchnorm::{Activation, Choices, Dtype, Error, Momentum, Preset, Problem, Strategy};
+
+use crate::check::{Filter, Layout};
 
 /// Batch normalisation on the GPU: tensor files in, tensor files out.
 #[derive(Debug, Parser)]
@@ -64,9 +66,15 @@ pub struct FileArgs {
     /// Weight of the old value in the running statistics
     #[arg(long, value_name = "D", allow_negative_numbers = true)]
     pub decay: Option<f64>,
-    /// none, relu (leaky-relu:S, silu, gelu, sigmoid and tanh are not in this version)
+    /// none, relu, leaky-relu:SLOPE, silu, gelu (exact), sigmoid or tanh
     #[arg(long, value_name = "A", default_value = "none")]
-    pub activation: String,
+    pub activation: Activation,
+    /// Take statistics only where the file's tensor `mask` is 1: F32, 0 or 1, the input's shape without its channel axis
+    #[arg(long)]
+    pub mask: bool,
+    /// Take statistics of each of G sub-batches (ghost batches): what comes before the channel axis is cut into G parts
+    #[arg(long, value_name = "G", default_value_t = 1)]
+    pub groups: usize,
     /// Which device and kernels
     #[command(flatten)]
     pub device: DeviceArgs,
@@ -91,9 +99,56 @@ pub struct CheckArgs {
     /// Every combination, not a pairwise selection
     #[arg(long)]
     pub full: bool,
+    /// Only tensors of this type
+    #[arg(long, value_enum)]
+    pub dtype: Option<DtypeName>,
+    /// Only this activation: none, relu, leaky-relu:SLOPE, silu, gelu, sigmoid or tanh
+    #[arg(long, value_name = "A")]
+    pub activation: Option<Activation>,
+    /// Only this layout
+    #[arg(long, value_enum)]
+    pub layout: Option<LayoutName>,
     /// Print the results as JSON
     #[arg(long)]
     pub json: bool,
+}
+
+impl CheckArgs {
+    /// Which part of the matrix is wanted.
+    pub fn filter(&self) -> Filter {
+        Filter {
+            dtype: self.dtype.map(|dtype| match dtype {
+                DtypeName::F32 => Dtype::F32,
+                DtypeName::F16 => Dtype::F16,
+                DtypeName::Bf16 => Dtype::Bf16,
+            }),
+            activation: self.activation,
+            layout: self.layout.map(|layout| match layout {
+                LayoutName::Planar => Layout::Planar,
+                LayoutName::ChannelsLast => Layout::ChannelsLast,
+            }),
+        }
+    }
+}
+
+/// `--dtype`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs)]
+pub enum DtypeName {
+    F32,
+    F16,
+    Bf16,
+}
+
+/// `--layout`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LayoutName {
+    /// Values of a channel side by side, as in NCHW
+    #[value(alias = "nchw")]
+    Planar,
+    /// Channels side by side, as in NHWC and [N, C]
+    #[value(alias = "nhwc", alias = "last")]
+    ChannelsLast,
 }
 
 /// Which adapter, and which kernels on it.
@@ -211,10 +266,22 @@ impl FileArgs {
                 other => other.into(),
             })?
             .preset(preset)
-            .activation(self.activation()?);
+            .activation(self.activation);
         if residual {
             problem = problem.with_residual();
         }
+        if self.mask {
+            problem = problem.with_mask();
+        }
+        anyhow::ensure!(
+            self.groups > 0 && problem.outer.is_multiple_of(self.groups),
+            "--groups {} does not divide the {} that come before the channel axis of input's shape {shape:?}; give a \
+             divisor",
+            self.groups,
+            problem.outer
+        );
+        problem.outer /= self.groups;
+        problem = problem.groups(self.groups);
         if let Some(eps) = self.eps {
             problem = problem.eps(eps);
         }
@@ -243,19 +310,12 @@ impl FileArgs {
             Error::Eps { given } => {
                 anyhow::anyhow!("--eps is {given:?}; give a number from 0 to {:e}", f32::MAX)
             }
+            Error::Activation { given } => {
+                anyhow::anyhow!("--activation {given}: the slope is no finite number; give one")
+            }
             other => anyhow::Error::new(other).context("input"),
         })?;
         Ok(problem)
-    }
-
-    fn activation(&self) -> anyhow::Result<Activation> {
-        match self.activation.as_str() {
-            "none" => Ok(Activation::None),
-            "relu" => Ok(Activation::Relu),
-            other => {
-                anyhow::bail!("--activation {other:?} is not in this version; give none or relu")
-            }
-        }
     }
 }
 

@@ -4,10 +4,12 @@ use std::io::Write;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
-use ndarray::{Array1, Array3, ArrayView1, ArrayView3};
+use ndarray::{Array1, Array2, Array3, ArrayView1, ArrayView3};
 use serde_json::json;
 use wgpu_batchnorm::reference::{self, Inputs, Statistics};
-use wgpu_batchnorm::{Arrays, Error, Gpu, Plan, Problem, RunningArrays, SavedArrays, Through};
+use wgpu_batchnorm::{
+    Arrays, Dtype as Storage, Error, Gpu, Plan, Problem, RunningArrays, SavedArrays, Through,
+};
 
 use crate::args::{DeviceKind, FileArgs, Mode};
 use crate::file::{self, Dtype, Tensor, Tensors};
@@ -38,6 +40,7 @@ struct Request {
     input: Array3<f32>,
     residual: Option<Array3<f32>>,
     grad_output: Option<Array3<f32>>,
+    mask: Option<Array2<f32>>,
     weight: Option<Array1<f32>>,
     bias: Option<Array1<f32>>,
     running: Option<RunningArrays>,
@@ -51,6 +54,7 @@ impl Request {
         let names: Vec<_> = NAMES
             .into_iter()
             .chain(BACKWARD_NAMES.into_iter().filter(|_| backward))
+            .chain(args.mask.then_some("mask"))
             .collect();
         let mut tensors = file::read(&args.input, &names, args.max_bytes)?;
         let input = tensors.remove("input").with_context(|| {
@@ -64,7 +68,13 @@ impl Request {
             matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16),
             "input: the type is {dtype}, but F32, F16 or BF16 is needed; convert it"
         );
-        let problem = args.problem(&shape, tensors.contains_key("residual"))?;
+        let problem = args
+            .problem(&shape, tensors.contains_key("residual"))?
+            .dtype(match dtype {
+                Dtype::F16 => Storage::F16,
+                Dtype::BF16 => Storage::Bf16,
+                _ => Storage::F32,
+            });
         let mut big = |name: &str| match tensors.remove(name) {
             None => Ok(None),
             Some(tensor) => {
@@ -89,8 +99,12 @@ impl Request {
             args.input.display()
         );
         let input = array("input", &problem, &input)?;
+        let mask = match args.mask {
+            true => Some(mask(&tensors, args, &problem, &shape)?),
+            false => None,
+        };
 
-        let vector = |name: &str| vector(&tensors, name, problem.channels);
+        let vector = |name: &str| vector(&tensors, name, &[problem.channels]);
         let (weight, bias) = (vector("weight")?, vector("bias")?);
         let batches = match tensors.get("num_batches_tracked") {
             None => 0,
@@ -129,10 +143,11 @@ impl Request {
                 bail!("running_mean is missing, but running_var is there; give both or neither")
             }
         };
+        let statistics = |name: &str| self::vector(&tensors, name, &statistics_shape(&problem));
         let saved = match (
-            vector("save_mean")?,
-            vector("save_invstd")?,
-            vector("save_mean_remainder")?,
+            statistics("save_mean")?,
+            statistics("save_invstd")?,
+            statistics("save_mean_remainder")?,
         ) {
             (Some(mean), Some(invstd), remainder) => {
                 if let Some((c, v)) = invstd.iter().enumerate().find(|(_, v)| **v < 0.0) {
@@ -159,6 +174,7 @@ impl Request {
             input,
             residual,
             grad_output,
+            mask,
             weight,
             bias,
             running,
@@ -174,10 +190,14 @@ impl Request {
         match args.mode {
             Mode::Training => ensure!(
                 self.problem.count() > 1,
-                "input: training needs at least two values per channel, but shape {:?} with {} channels has one; \
+                "input: training needs at least two values per channel, but shape {:?} with {} channels{} has one; \
                  use a larger batch, or --mode inference",
                 self.shape,
-                self.problem.channels
+                self.problem.channels,
+                match self.problem.groups {
+                    1 => String::new(),
+                    groups => format!(" in {groups} groups"),
+                }
             ),
             Mode::Inference => ensure!(
                 self.running.is_some(),
@@ -193,6 +213,8 @@ impl Request {
             residual: self.residual.as_ref().map(|a| a.view()),
             weight: self.weight.as_ref().map(|a| a.view()),
             bias: self.bias.as_ref().map(|a| a.view()),
+            mask: self.mask.as_ref().map(|a| a.view()),
+            in_place: false,
         }
     }
 
@@ -237,13 +259,56 @@ fn array(name: &str, problem: &Problem, tensor: &Tensor) -> Result<Array3<f32>> 
         .with_context(|| format!("{name}: shape {given:?} does not fit its data"))
 }
 
-fn vector(tensors: &Tensors, name: &str, channels: usize) -> Result<Option<Array1<f32>>> {
+/// `[channels]`, or `[groups, channels]` where there are several.
+fn statistics_shape(problem: &Problem) -> Vec<usize> {
+    match problem.groups {
+        1 => vec![problem.channels],
+        groups => vec![groups, problem.channels],
+    }
+}
+
+/// The mask, of the input's shape without the channel axis.
+fn mask(
+    tensors: &Tensors,
+    args: &FileArgs,
+    problem: &Problem,
+    shape: &[usize],
+) -> Result<Array2<f32>> {
+    let tensor = tensors.get("mask").context(
+        "--mask was given, but there is no tensor named mask; add it or leave --mask out",
+    )?;
+    let axis = args.channel_axis.rem_euclid(shape.len() as isize) as usize;
+    let mut expected = shape.to_vec();
+    expected.remove(axis);
+    ensure!(
+        tensor.shape == expected,
+        "mask: the shape is {:?}, but {expected:?} is needed, input's without its channel axis",
+        tensor.shape
+    );
+    let values = match tensor.dtype {
+        Dtype::F32 => tensor.to_f32(),
+        _ => None,
+    };
+    let values =
+        values.with_context(|| format!("mask: the type is {}, but F32 is needed", tensor.dtype))?;
+    if let Some((i, m)) = values
+        .iter()
+        .enumerate()
+        .find(|(_, m)| **m != 0.0 && **m != 1.0)
+    {
+        bail!("mask: value {i} is {m}; give 1 where a position counts and 0 where not");
+    }
+    Array2::from_shape_vec(problem.mask_shape(), values)
+        .with_context(|| format!("mask: shape {expected:?} does not fit its data"))
+}
+
+fn vector(tensors: &Tensors, name: &str, shape: &[usize]) -> Result<Option<Array1<f32>>> {
     let Some(tensor) = tensors.get(name) else {
         return Ok(None);
     };
     ensure!(
-        tensor.shape == [channels],
-        "{name}: the shape is {:?}, but [{channels}] is needed, one value for each channel of input",
+        tensor.shape == shape,
+        "{name}: the shape is {:?}, but {shape:?} is needed, one value for each channel of input",
         tensor.shape
     );
     let values = tensor.to_f32().with_context(|| {
@@ -278,6 +343,9 @@ impl Results {
     fn tensors(self, request: &Request) -> Tensors {
         let channels = request.problem.channels;
         let vector = |values: &Array1<f32>| Tensor::from_f32(vec![channels], &values.to_vec());
+        let statistics = |values: &Array1<f32>| {
+            Tensor::from_f32(statistics_shape(&request.problem), &values.to_vec())
+        };
         let mut out = Tensors::new();
         let mut put = |name: &str, tensor| out.insert(name.to_owned(), tensor);
         match self {
@@ -302,9 +370,9 @@ impl Results {
                             0.0
                         }
                     });
-                put("save_mean", vector(&rounded));
-                put("save_mean_remainder", vector(&remainder));
-                put("save_invstd", vector(&invstd));
+                put("save_mean", statistics(&rounded));
+                put("save_mean_remainder", statistics(&remainder));
+                put("save_invstd", statistics(&invstd));
                 if let Some((mean, variance)) = running {
                     put("running_mean", vector(&mean));
                     put("running_var", vector(&variance));
@@ -468,7 +536,14 @@ fn on_gpu(
 fn by_reference(request: &Request, mode: Mode, backward: bool) -> Result<Results> {
     let problem = &request.problem;
     let wide = |a: &Array3<f32>| a.mapv(f64::from);
-    let narrow = |a: &Array3<f64>| a.mapv(|v| v as f32);
+    // Rounded once, to the file's type.
+    let narrow = |a: &Array3<f64>| {
+        a.mapv(|v| match request.dtype {
+            Dtype::F16 => half::f16::from_f64(v).to_f32(),
+            Dtype::BF16 => half::bf16::from_f64(v).to_f32(),
+            _ => v as f32,
+        })
+    };
     let wide_vector = |a: ArrayView1<'_, f32>| a.mapv(f64::from);
     let narrow_vector = |a: &Array1<f64>| a.mapv(|v| v as f32);
     let input = wide(&request.input);
@@ -480,6 +555,7 @@ fn by_reference(request: &Request, mode: Mode, backward: bool) -> Result<Results
         residual: residual.as_ref().map(|a| a.view()),
         weight: weight.as_ref().map(|a| a.view()),
         bias: bias.as_ref().map(|a| a.view()),
+        mask: request.mask.as_ref().map(|a| a.view()),
     };
     let statistics = match (mode, &request.saved) {
         (Mode::Inference, _) => {
@@ -492,10 +568,11 @@ fn by_reference(request: &Request, mode: Mode, backward: bool) -> Result<Results
         }
         (Mode::Training, Some(saved)) if backward => Statistics {
             mean: saved.mean(),
-            variance: Array1::zeros(problem.channels), // the gradient needs only invstd
+            variance: Array1::zeros(problem.statistics()), // the gradient needs only invstd
             invstd: wide_vector(saved.invstd()),
+            count: Statistics::masked(problem, input.view(), inputs.mask)?.count,
         },
-        (Mode::Training, _) => Statistics::of(problem, input.view())?,
+        (Mode::Training, _) => Statistics::masked(problem, input.view(), inputs.mask)?,
     };
     if backward {
         let grad_output = request.grad_output()?.mapv(f64::from);

@@ -1,12 +1,16 @@
-// Element header: f32 storage in single words, for tensors whose element count is not a multiple of 4, so that the
-// last vector never reaches past the user's buffer.
+// Element header: f32 in single words, for tensors whose element count is not a multiple of 4, so that the last vector
+// never reaches past the user's buffer.
 alias Word = f32;
-const WHOLE_VECTORS: bool = false;
+const WORDS: u32 = 4u;
 
-fn first(word: Word) -> f32 {
-    return word;
+fn unpack(word: Word) -> vec4<f32> {
+    return vec4(word);
 }
 
-fn word(v: vec4<f32>) -> Word {
+fn pack(v: vec4<f32>) -> Word {
     return v.x;
+}
+
+fn keep_tail(word: Word, old: Word) -> Word {
+    return word;
 }

@@ -1,11 +1,15 @@
-// Element header: f32 storage in whole 16-byte vectors. For tensors whose element count is a multiple of 4.
+// Element header: f32 in whole 16-byte vectors. For tensors whose element count is a multiple of 4.
 alias Word = vec4<f32>;
-const WHOLE_VECTORS: bool = true;
+const WORDS: u32 = 1u;
 
-fn first(word: Word) -> f32 {
-    return word.x;
+fn unpack(word: Word) -> vec4<f32> {
+    return word;
 }
 
-fn word(v: vec4<f32>) -> Word {
+fn pack(v: vec4<f32>) -> Word {
     return v;
+}
+
+fn keep_tail(word: Word, old: Word) -> Word {
+    return word;
 }

@@ -7,7 +7,14 @@ use naga::valid::{Capabilities, ValidationFlags, Validator};
 use super::*;
 use crate::plan::{Params, flags};
 
-const ELEMENTS: [Elements; 2] = [Elements::F32x4, Elements::F32x1];
+const ELEMENTS: [Elements; 6] = [
+    Elements::F32x4,
+    Elements::F32x1,
+    Elements::F16x4,
+    Elements::F16x2,
+    Elements::Bf16x4,
+    Elements::Bf16x2,
+];
 
 fn parse(source: &str) -> (naga::Module, naga::valid::ModuleInfo) {
     let module = naga::front::wgsl::parse_str(source)
@@ -143,7 +150,9 @@ fn shaders_and_table_agree_on_overrides() {
                 Override::Activation => "ACTIVATION",
                 Override::Residual => "RESIDUAL",
                 Override::ChannelLookup => "CHANNEL_LOOKUP",
-                Override::Masked => "MASKED",
+                Override::Ragged => "RAGGED",
+                Override::Mask => "MASK",
+                Override::InPlace => "IN_PLACE",
             }
             .to_owned()
         };
@@ -153,15 +162,7 @@ fn shaders_and_table_agree_on_overrides() {
             "{} in {}.wgsl and the table differ on overrides",
             entry.entry_point, entry.file
         );
-        let key = PipelineKey::new(
-            entry.kernel,
-            Elements::F32x4,
-            64,
-            Activation::Relu,
-            true,
-            crate::plan::ChannelLookup::Any,
-            true,
-        );
+        let key = PipelineKey::new(entry.kernel, Elements::F32x4, 64);
         let known: BTreeSet<String> = module
             .overrides
             .iter()
@@ -226,6 +227,9 @@ fn shaders_and_rust_agree_on_parameters() {
         channels,
         inner,
         count,
+        statistics,
+        group_elements,
+        outer_elements,
         workgroups,
         rows,
         row_vectors,
@@ -235,6 +239,7 @@ fn shaders_and_rust_agree_on_parameters() {
         step_vectors,
         tile,
         slots,
+        slot_stride,
         width,
         repetitions,
         span,
@@ -242,6 +247,7 @@ fn shaders_and_rust_agree_on_parameters() {
         chunk,
         stride_channels,
         stride_inner,
+        slope,
         flags,
         eps,
         weight_old,
@@ -253,6 +259,9 @@ fn shaders_and_rust_agree_on_parameters() {
         absent_0,
         absent_1,
         absent_2,
+        pad_0,
+        pad_1,
+        pad_2,
     ];
     let (module, _) = parse(&compose(Elements::F32x4, &TABLE[0]));
     let (_, params) = module
@@ -284,6 +293,10 @@ fn shaders_and_rust_agree_on_flags() {
         ("HAS_GRAD_AFFINE", flags::HAS_GRAD_AFFINE),
         ("FROZEN", flags::FROZEN),
         ("UNBIASED", flags::UNBIASED),
+        ("HAS_COEFFICIENTS", flags::HAS_COEFFICIENTS),
+        ("HAS_COUNTS", flags::HAS_COUNTS),
+        ("GROUP_GRADIENTS", flags::GROUP_GRADIENTS),
+        ("ACCUMULATE", flags::ACCUMULATE),
     ];
     let (module, _) = parse(&compose(Elements::F32x4, &TABLE[0]));
     for (name, value) in rust {
@@ -321,4 +334,28 @@ fn there_are_at_most_ten_shader_files() {
         known.into_iter().collect::<Vec<_>>(),
         "a file that no row uses"
     );
+}
+
+/// Where arguments share a buffer, every storage binding of a kernel is read_write, and the kernel is valid so.
+#[test]
+fn pooled_kernels_bind_everything_read_write() {
+    for elements in ELEMENTS {
+        for entry in &TABLE {
+            let key = PipelineKey {
+                pooled: true,
+                ..PipelineKey::new(entry.kernel, elements, 64)
+            };
+            let (module, _) = parse(&key.source());
+            for (_, variable) in module.global_variables.iter() {
+                if let naga::AddressSpace::Storage { access } = variable.space {
+                    assert!(
+                        access.contains(naga::StorageAccess::STORE),
+                        "{:?} of {} stays read",
+                        variable.name,
+                        entry.file
+                    );
+                }
+            }
+        }
+    }
 }

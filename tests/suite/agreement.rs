@@ -1,13 +1,13 @@
 //! Every operation, walk, fusion and shape against the reference, on every adapter.
 
 use wgpu_batchnorm::{Choices, Gpu};
-use wgpu_batchnorm_cli::check::{cases, run_cases};
+use wgpu_batchnorm_cli::check::{Filter, cases, run_cases};
 
 use crate::{name, on_every_adapter};
 
 fn agree(gpu: &Gpu, choices: &Choices) {
     let mut failures = Vec::new();
-    let outcomes = run_cases(gpu, cases(false, choices), |_| {});
+    let outcomes = run_cases(gpu, cases(false, choices, Filter::default()), |_| {});
     for outcome in outcomes.iter().filter(|o| !o.passed()) {
         let report = match &outcome.result {
             Err(error) => error.clone(),

@@ -238,6 +238,7 @@ fn parts_of_the_affine_and_offsets() {
                 residual: None,
                 weight: with_weight.then(|| w64.view()),
                 bias: with_bias.then(|| b64.view()),
+                mask: None,
             };
             let want = reference::forward(&f.problem, &inputs, &f.statistics()).unwrap();
             let got = floats(gpu, &out);
@@ -335,6 +336,7 @@ fn the_parts_make_the_whole() {
                 residual: None,
                 weight: Some(w64.view()),
                 bias: Some(b64.view()),
+                mask: None,
             };
             let want = reference::forward(&f.problem, &inputs, &statistics).unwrap();
             close("output", &floats(gpu, &y), want.as_slice().unwrap(), 1e-6);
@@ -484,6 +486,7 @@ fn a_layer_trains_and_infers() {
                 residual: None,
                 weight: Some(weight.view()),
                 bias: Some(bias.view()),
+                mask: None,
             };
             let given = Statistics::given(&problem, want.mean, want.variance);
             let want = reference::forward(&problem, &inputs, &given).unwrap();
@@ -591,6 +594,7 @@ fn kernels_are_shared_between_threads() {
                         residual: None,
                         weight: None,
                         bias: None,
+                        mask: None,
                     };
                     let statistics = Statistics::of(&problem, x64.view()).unwrap();
                     let want = reference::forward(&problem, &inputs, &statistics).unwrap();
@@ -620,6 +624,7 @@ fn extreme_shapes() {
                 residual: None,
                 weight: None,
                 bias: None,
+                mask: None,
             };
             let state = RunningArrays {
                 mean: Array1::ones(shape[1]),
@@ -677,6 +682,7 @@ fn inference_with_buffers_of_their_own() {
             residual: None,
             weight: Some(w64.view()),
             bias: Some(b64.view()),
+            mask: None,
         };
         let given = Statistics::given(&f.problem, wide(&f.mean), wide(&f.variance));
         let want = reference::forward(&f.problem, &inputs, &given).unwrap();

@@ -1,8 +1,8 @@
 //! Bad arguments: each a typed error that names the culprit, and no wgpu validation error.
 
 use wgpu_batchnorm::{
-    Activation, Backward, BufferRange, Caps, Combine, Error, ForwardTraining, Gpu, Inference,
-    Momentum, Plan, Problem, Running,
+    Activation, Backward, BufferRange, Caps, Choices, Combine, Error, ForwardTraining, Gpu,
+    Inference, Momentum, Plan, Problem, Reduce, Running, Walk,
 };
 
 use crate::api::{empty, prepared};
@@ -30,9 +30,28 @@ fn problems_are_checked() {
         let got = plan(Problem::nchw([2, huge, huge, huge]));
         assert!(matches!(got, Err(Error::TooManyElements { .. })), "{got:?}");
     }
-    let mut groups = Problem::new(2, 2, 2);
-    groups.groups = 2;
-    assert!(matches!(plan(groups), Err(Error::Unsupported { .. })));
+    let groups = plan(Problem::new(2, 2, 2).groups(0));
+    assert!(matches!(groups, Err(Error::EmptyTensor { .. })));
+    for slope in [f32::NAN, f32::INFINITY] {
+        let got = plan(Problem::new(2, 2, 2).activation(Activation::LeakyRelu(slope)));
+        assert!(matches!(got, Err(Error::Activation { .. })), "{got:?}");
+    }
+    for name in [
+        "",
+        "swish",
+        "leaky-relu",
+        "leaky-relu:",
+        "leaky-relu:x",
+        "ReLU",
+    ] {
+        let got = name.parse::<Activation>();
+        assert!(matches!(got, Err(Error::Activation { .. })), "{got:?}");
+    }
+    // Groups of 6 elements begin in the middle of a vector, where columns cannot.
+    let columns = Choices::default().walk(Walk::Columns);
+    let odd = Problem::new(2, 3, 1).groups(2);
+    let got = Plan::with(&odd, &Caps::webgpu_defaults(), &columns);
+    assert!(matches!(got, Err(Error::Unsupported { .. })), "{got:?}");
     for (shape, axis) in [(&[2, 3][..], 2), (&[2, 3], -3), (&[], 0), (&[4], 1)] {
         let got = Problem::with_axis(shape, axis);
         assert!(
@@ -138,13 +157,50 @@ fn arguments_are_checked() {
             "multiple of 4",
         );
 
-        named(forward(ForwardTraining::new(&x, &x)), "output", "overlap");
+        // In place is the very range; anything between that and none of it is a mistake.
         let pool = empty(gpu, 2 * 256);
-        let (low, high) = (BufferRange::new(&pool, 0), BufferRange::new(&pool, 1024));
+        let (low, high) = (
+            BufferRange::new(&pool, 0),
+            BufferRange::new(&pool, alignment),
+        );
         named(
             forward(ForwardTraining::new(low, high)),
             "output",
-            "share a buffer",
+            "overlap",
+        );
+        named(
+            step.bind_backward(&Backward::new(&x, &saved, low, high))
+                .unwrap_err(),
+            "grad_input",
+            "overlap",
+        );
+        // Only output for input, and grad_input for grad_output.
+        named(
+            step.bind_backward(&Backward::new(&x, &saved, &dy, &x))
+                .unwrap_err(),
+            "grad_input",
+            "overlap",
+        );
+        let mask = empty(gpu, 64);
+        named(
+            forward(ForwardTraining::new(&x, &y).mask(&mask)),
+            "mask",
+            "with_mask",
+        );
+        let masked = prepared(gpu, &problem.clone().with_mask());
+        let without = masked.bind_forward_training(&ForwardTraining::new(&x, &y));
+        named(without.unwrap_err(), "mask", "none was given");
+        let short = empty(gpu, 63);
+        let args = ForwardTraining::new(&x, &y).mask(&short);
+        named(
+            masked.bind_forward_training(&args).unwrap_err(),
+            "mask",
+            "256",
+        );
+        named(
+            masked.bind_reduce(&Reduce::new(&x, &y)).unwrap_err(),
+            "mask",
+            "none was given",
         );
         named(
             forward(ForwardTraining::new(&x, &y).saved(&y)),
@@ -191,11 +247,14 @@ fn arguments_are_checked() {
             "grad_residual",
             "nothing",
         );
+        // Without an activation grad_output is the residual's gradient, which in place would be lost.
+        let plain = prepared(gpu, &problem.clone().with_residual());
         named(
-            step.bind_backward(&Backward::new(&x, &saved, &dy, &dy))
+            plain
+                .bind_backward(&Backward::new(&x, &saved, &dy, &dy))
                 .unwrap_err(),
             "grad_input",
-            "overlap",
+            "residual",
         );
 
         let one = prepared(gpu, &Problem::new(1, 3, 1));

@@ -2,8 +2,8 @@
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use wgpu_batchnorm::{Activation, Choices, Momentum, Preset, Problem, Walk};
-use wgpu_batchnorm_cli::check::{Case, Data, Gradient, Operation, compare};
+use wgpu_batchnorm::{Choices, Dtype, Momentum, Preset, Problem, Walk};
+use wgpu_batchnorm_cli::check::{ACTIVATIONS, Case, Data, Gradient, Operation, compare};
 
 use crate::{name, on_every_adapter};
 
@@ -29,34 +29,54 @@ fn case() -> impl Strategy<Value = Case> {
         Preset::Tensorflow,
         Preset::Onnx,
     ]);
-    let flags = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
+    let fused = (
+        prop::sample::select(ACTIVATIONS.to_vec()),
+        any::<bool>(), // residual
+        any::<bool>(), // affine
+        any::<bool>(), // cumulative
+        prop::sample::select(Dtype::ALL.to_vec()),
+        prop::bool::weighted(0.3), // mask
+        any::<bool>(),             // in place
+        prop::sample::select(vec![1usize, 1, 1, 2, 3, 7]),
+    );
     let choices = (
         prop::option::of(prop::sample::select(vec![Walk::Planar, Walk::Columns])),
         1u32..70,
         0u32..7,
         any::<u8>(),
     );
-    (shape, data, gradient, operation, preset, flags, choices).prop_map(
+    (shape, data, gradient, operation, preset, fused, choices).prop_map(
         |(
             (outer, channels, inner),
             data,
             gradient,
             operation,
             preset,
-            flags,
+            fused,
             (walk, pieces, lanes, kind),
         )| {
-            let (relu, residual, affine, cumulative) = flags;
-            let mut problem = Problem::new(outer, channels, inner).preset(preset);
-            if relu {
-                problem = problem.activation(Activation::Relu);
-            }
+            let (activation, residual, affine, cumulative, dtype, mask, in_place, groups) = fused;
+            let mut problem = Problem::new(outer, channels, inner)
+                .groups(groups)
+                .preset(preset)
+                .activation(activation);
             if residual {
                 problem = problem.with_residual();
+            }
+            if mask {
+                problem = problem.with_mask();
             }
             if cumulative {
                 problem = problem.momentum(Momentum::Cumulative);
             }
+            if dtype != Dtype::F16 || data.largest() < 6e4 {
+                problem = problem.dtype(dtype);
+            }
+            // Without an activation grad_output is the residual's gradient too, and is not overwritten.
+            let gradients = matches!(operation, Operation::Backward | Operation::Frozen);
+            let lost = gradients && residual && !problem.writes_grad_residual();
+            let aligned = groups == 1 || (outer * channels * inner).is_multiple_of(4);
+            let walk = walk.filter(|walk| aligned || *walk == Walk::Planar);
             let mut choices = Choices::default()
                 .pieces(pieces)
                 .reduce_workgroup(1 << lanes);
@@ -72,6 +92,7 @@ fn case() -> impl Strategy<Value = Case> {
                 data,
                 gradient,
                 affine,
+                in_place: in_place && !lost,
                 choices,
             }
         },

@@ -1,0 +1,220 @@
+// The tensors that kernels bind, their loads and stores, and where their elements belong. An element header says how
+// elements lie in words; a vector of 4 elements is WORDS words.
+//
+// One owner: a vector is read and written by one invocation, and its words hold nothing else but, after an odd 16-bit
+// tensor's last element, half a word that is not the tensor's and is written as it was. So no two invocations write one
+// word, and a result may replace its input in place.
+
+@group(0) @binding(1) var<storage, read> input: array<Word>;
+@group(0) @binding(2) var<storage, read> residual: array<Word>;
+@group(0) @binding(3) var<storage, read> grad_output: array<Word>;
+@group(0) @binding(4) var<storage, read_write> output: array<Word>;  // y or dx
+@group(0) @binding(5) var<storage, read_write> grad_residual: array<Word>;
+@group(0) @binding(6) var<storage, read> mask: array<f32>;           // one for each outer and inner index, 0 or 1
+
+const PER_WORD: u32 = 4u / WORDS;
+
+fn join(a: Word, b: Word, c: Word, d: Word) -> vec4<f32> {
+    if WORDS == 2u {
+        return vec4(unpack(a).xy, unpack(b).xy);
+    }
+    return vec4(unpack(a).x, unpack(b).x, unpack(c).x, unpack(d).x);
+}
+
+fn read_input(vector: u32) -> vec4<f32> {
+    let w = WORDS * vector;
+    if WORDS == 1u {
+        return unpack(input[w]);
+    }
+    return join(input[w], input[w + 1u], input[w + 2u], input[w + 3u]);
+}
+
+fn read_residual(vector: u32) -> vec4<f32> {
+    let w = WORDS * vector;
+    if WORDS == 1u {
+        return unpack(residual[w]);
+    }
+    return join(residual[w], residual[w + 1u], residual[w + 2u], residual[w + 3u]);
+}
+
+fn read_grad_output(vector: u32) -> vec4<f32> {
+    let w = WORDS * vector;
+    if WORDS == 1u {
+        return unpack(grad_output[w]);
+    }
+    return join(grad_output[w], grad_output[w + 1u], grad_output[w + 2u], grad_output[w + 3u]);
+}
+
+// What the result is about to replace.
+fn read_output(vector: u32) -> vec4<f32> {
+    let w = WORDS * vector;
+    if WORDS == 1u {
+        return unpack(output[w]);
+    }
+    return join(output[w], output[w + 1u], output[w + 2u], output[w + 3u]);
+}
+
+fn holds(w: u32) -> bool {
+    return PER_WORD * w < params.elements;
+}
+
+// The word number `w` of the result, which takes what is not the tensor's from `old`.
+fn with_tail(w: u32, word: Word, old: Word) -> Word {
+    if PER_WORD * (w + 1u) > params.elements {
+        return keep_tail(word, old);
+    }
+    return word;
+}
+
+// The second word of a vector.
+fn pack_second(v: vec4<f32>) -> Word {
+    if WORDS == 2u {
+        return pack(v.zwzw);
+    }
+    return pack(v.yyyy);
+}
+
+fn write_output(vector: u32, v: vec4<f32>) {
+    let w = WORDS * vector;
+    if WORDS == 1u {
+        output[w] = pack(v);
+        return;
+    }
+    output[w] = with_tail(w, pack(v), output[w]);
+    if holds(w + 1u) { output[w + 1u] = with_tail(w + 1u, pack_second(v), output[w + 1u]); }
+    if WORDS == 4u && holds(w + 2u) { output[w + 2u] = pack(v.zzzz); }
+    if WORDS == 4u && holds(w + 3u) { output[w + 3u] = pack(v.wwww); }
+}
+
+fn write_grad_residual(vector: u32, v: vec4<f32>) {
+    let w = WORDS * vector;
+    if WORDS == 1u {
+        grad_residual[w] = pack(v);
+        return;
+    }
+    grad_residual[w] = with_tail(w, pack(v), grad_residual[w]);
+    if holds(w + 1u) { grad_residual[w + 1u] = with_tail(w + 1u, pack_second(v), grad_residual[w + 1u]); }
+    if WORDS == 4u && holds(w + 2u) { grad_residual[w + 2u] = pack(v.zzzz); }
+    if WORDS == 4u && holds(w + 3u) { grad_residual[w + 3u] = pack(v.wwww); }
+}
+
+// ---- The mask: 1 where a value counts for the statistics, 0 where not. Anything else makes them NaN, because a device
+// cannot report an error.
+
+fn mask_weight(i: u32) -> f32 {
+    let m = mask[i];
+    return select(select(not_a_number(), 1.0, m == 1.0), 0.0, m == 0.0);
+}
+
+fn mask_weights(i: vec4<u32>) -> vec4<f32> {
+    return vec4(mask_weight(i.x), mask_weight(i.y), mask_weight(i.z), mask_weight(i.w));
+}
+
+// ---- Reductions: which elements of a vector count.
+
+// Of each element of a vector, its number.
+fn numbers(vector: u32) -> vec4<u32> {
+    return vec4(4u * vector) + vec4(0u, 1u, 2u, 3u);
+}
+
+// Where the row of an outer index begins: one channel's `inner` elements. `first` is where the channel's first row does.
+fn row_begin(first: u32, row: u32) -> u32 {
+    return first + row * params.outer_elements;
+}
+
+// The first element of a channel of a group.
+fn first_row(statistic: u32) -> u32 {
+    let group = statistic / params.channels;
+    return group * params.group_elements + (statistic - group * params.channels) * params.inner;
+}
+
+// v, or 0 for elements outside the row.
+fn keep_row(v: vec4<f32>, vector: u32, begin: u32) -> vec4<f32> {
+    if !RAGGED {
+        return v;
+    }
+    let element = numbers(vector);
+    return select(vec4(0.0), v, (element >= vec4(begin)) & (element < vec4(begin + params.inner)));
+}
+
+// 1 for elements of the row that the mask lets count, 0 for others. `mask_begin` is the row's place in the mask.
+fn row_weights(vector: u32, begin: u32, mask_begin: u32) -> vec4<f32> {
+    let inside = keep_row(vec4(1.0), vector, begin);
+    if !MASK {
+        return inside;
+    }
+    let i = min(numbers(vector) - vec4(begin), vec4(params.inner - 1u));
+    return select(vec4(0.0), mask_weights(vec4(mask_begin) + i), inside == vec4(1.0));
+}
+
+// v, or 0 for elements past the group's end; the vector's number counts from the group's first.
+fn keep_group(v: vec4<f32>, vector: u32) -> vec4<f32> {
+    if !RAGGED {
+        return v;
+    }
+    return select(vec4(0.0), v, numbers(vector) < vec4(params.group_elements));
+}
+
+// 1 for elements of the group that the mask lets count, 0 for others. `masks` are the elements' places in the mask.
+fn group_weights(vector: u32, masks: vec4<u32>) -> vec4<f32> {
+    let inside = keep_group(vec4(1.0), vector);
+    if !MASK {
+        return inside;
+    }
+    return select(vec4(0.0), mask_weights(masks), inside == vec4(1.0));
+}
+
+// ---- Flat kernels: the vector of an invocation, and the statistic (the channel of a group) of each of its elements.
+
+const SAME_CHANNEL: u32 = 0u;   // inner is a multiple of 4
+const NEXT_CHANNEL: u32 = 1u;   // inner ≥ 4: at most one boundary in a vector
+const CHANNELS_LAST: u32 = 2u;  // inner = 1, channels ≥ 4
+const ANY_CHANNEL: u32 = 3u;
+const GROUPED: u32 = 4u;        // several groups
+
+struct Place {
+    vector: u32,
+    channel: u32, // of its first element
+    inner: u32,   // index of its first element within the channel's row
+}
+
+fn place_of(vector: u32) -> Place {
+    let element = 4u * min(vector, params.vectors);
+    let row = element / params.inner;
+    return Place(vector, row % params.channels, element - row * params.inner);
+}
+
+fn next_place(place: Place) -> Place {
+    var channel = place.channel + params.stride_channels;
+    var inner = place.inner + params.stride_inner;
+    if inner >= params.inner {
+        inner -= params.inner;
+        channel += 1u;
+    }
+    return Place(place.vector + WORKGROUP, channel - select(0u, params.channels, channel >= params.channels), inner);
+}
+
+fn statistic_of(place: Place, element: u32) -> u32 {
+    if CHANNEL_LOOKUP == GROUPED {
+        let number = 4u * place.vector + element;
+        return (number / params.group_elements) * params.channels + (number / params.inner) % params.channels;
+    }
+    if element == 0u {
+        return place.channel;
+    }
+    var channel = place.channel;
+    if CHANNEL_LOOKUP == NEXT_CHANNEL {
+        channel += select(0u, 1u, place.inner + element >= params.inner);
+    } else if CHANNEL_LOOKUP == CHANNELS_LAST {
+        channel += element;
+    } else if CHANNEL_LOOKUP == ANY_CHANNEL {
+        return (channel + (place.inner + element) / params.inner) % params.channels;
+    }
+    return select(channel, channel - params.channels, channel >= params.channels);
+}
+
+// The mask of each element of a vector.
+fn flat_weights(vector: u32) -> vec4<f32> {
+    let element = min(numbers(vector), vec4(params.elements - 1u));
+    return mask_weights((element / params.outer_elements) * params.inner + element % params.inner);
+}

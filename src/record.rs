@@ -1,0 +1,886 @@
+//! Checks arguments, collects the dispatches of an operation, and makes their bind groups.
+
+use crate::arguments::{Affine, Backward, BufferRange, Running, Statistics};
+use crate::encode::{Dispatch, Operation, Prepared};
+use crate::kernels::{ErrorScopes, Kernel, Kernels, Slot};
+use crate::plan::{Params, Plan, Step, flags};
+use crate::problem::Momentum;
+use crate::{Activation, Error, Result};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    Read,
+    Write,
+}
+
+/// A checked range, ready to bind.
+#[derive(Debug, Clone)]
+pub(crate) struct Bound {
+    name: &'static str,
+    buffer: wgpu::Buffer,
+    offset: u64,
+    size: u64,
+}
+
+impl Bound {
+    /// Whether both are the same range of one buffer.
+    pub(crate) fn is(&self, other: &Bound) -> bool {
+        self.buffer == other.buffer && self.offset == other.offset && self.size == other.size
+    }
+
+    fn overlaps(&self, other: &Bound) -> bool {
+        self.buffer == other.buffer
+            && self.offset < other.offset + other.size
+            && other.offset < self.offset + self.size
+    }
+}
+
+/// A per-channel vector of its own: a range that starts at an aligned offset, and the word at which the vector starts.
+#[derive(Debug, Clone)]
+pub(crate) struct Vector {
+    range: Bound,
+    start: u32,
+}
+
+#[derive(Debug)]
+pub(crate) struct BackwardBound {
+    pub(crate) input: Bound,
+    pub(crate) grad_output: Bound,
+    pub(crate) residual: Option<Bound>,
+    pub(crate) mask: Option<Bound>,
+    pub(crate) coefficients: Bound,
+}
+
+/// Collects the dispatches of one operation, and makes bind groups once all arguments are known to be good.
+pub(crate) struct Recorder<'a> {
+    pub(crate) kernels: &'a Kernels,
+    pub(crate) plan: &'a Plan,
+    pub(crate) steps: Vec<(Step, Vec<(Slot, Bound)>)>,
+    pub(crate) arguments: Vec<(Bound, Access)>,
+    /// The packed running statistics that a scatter copies back to buffers of their own.
+    pub(crate) gathered_running: Option<Bound>,
+}
+
+impl<'a> Recorder<'a> {
+    pub(crate) fn new(prepared: &'a Prepared) -> Self {
+        Recorder {
+            kernels: &prepared.kernels,
+            plan: &prepared.plan,
+            steps: Vec::new(),
+            arguments: Vec::new(),
+            gathered_running: None,
+        }
+    }
+
+    fn channels(&self) -> u64 {
+        self.plan.problem().channels as u64
+    }
+
+    // ---- Checking arguments.
+
+    fn check(
+        &mut self,
+        name: &'static str,
+        range: BufferRange<'_>,
+        bytes: u64,
+        alignment: u64,
+        (access, in_place): (Access, Option<&'static str>),
+        detail: String,
+    ) -> Result<Bound> {
+        if !range.buffer.usage().contains(wgpu::BufferUsages::STORAGE) {
+            return Err(Error::BufferUsage {
+                tensor: name,
+                given: range.buffer.usage(),
+                missing: "STORAGE",
+            });
+        }
+        if range.available() < bytes {
+            return Err(Error::BufferSize {
+                tensor: name,
+                given: range.available(),
+                expected: bytes,
+                detail,
+            });
+        }
+        if !range.offset.is_multiple_of(alignment) {
+            return Err(Error::BufferAlignment {
+                tensor: name,
+                offset: range.offset,
+                alignment,
+            });
+        }
+        let bound = Bound {
+            name,
+            buffer: range.buffer.clone(),
+            offset: range.offset,
+            size: bytes,
+        };
+        for (other, other_access) in &self.arguments {
+            // In place: the very range, and the caller of this function knows what it means.
+            if in_place == Some(other.name) && bound.is(other) {
+                continue;
+            }
+            let written = access == Access::Write || *other_access == Access::Write;
+            if written && bound.overlaps(other) {
+                let remedy = "give each a buffer of its own";
+                return Err(Error::Overlap {
+                    first: other.name,
+                    second: name,
+                    how: "overlap in one buffer",
+                    remedy,
+                });
+            }
+        }
+        self.arguments.push((bound.clone(), access));
+        Ok(bound)
+    }
+
+    fn offset_alignment(&self) -> u64 {
+        u64::from(self.kernels.caps().offset_alignment)
+    }
+
+    pub(crate) fn tensor(
+        &mut self,
+        name: &'static str,
+        range: BufferRange<'_>,
+        access: Access,
+    ) -> Result<Bound> {
+        self.tensor_or_in_place(name, range, access, None)
+    }
+
+    /// A tensor that may replace another one, by being its very range.
+    pub(crate) fn tensor_or_in_place(
+        &mut self,
+        name: &'static str,
+        range: BufferRange<'_>,
+        access: Access,
+        in_place: Option<&'static str>,
+    ) -> Result<Bound> {
+        let problem = self.plan.problem();
+        let detail = format!(
+            " for shape [outer, channels, inner] = {:?} in {}",
+            problem.shape(),
+            problem.dtype
+        );
+        let (bytes, alignment) = (problem.bytes(), self.offset_alignment());
+        self.check(name, range, bytes, alignment, (access, in_place), detail)
+    }
+
+    pub(crate) fn mask(&mut self, mask: Option<BufferRange<'_>>) -> Result<Option<Bound>> {
+        let problem = self.plan.problem();
+        let argument = |problem: &str, remedy: &str| Error::Argument {
+            tensor: "mask",
+            problem: problem.to_owned(),
+            remedy: remedy.to_owned(),
+        };
+        match (problem.mask, mask) {
+            (false, None) => Ok(None),
+            (true, None) => Err(argument(
+                "the plan has one, but none was given",
+                "give it with .mask(…)",
+            )),
+            (false, Some(_)) => Err(argument(
+                "one was given, but the plan has none",
+                "plan Problem::with_mask()",
+            )),
+            (true, Some(range)) => {
+                let shape = problem.mask_shape();
+                let detail = format!(" for shape [groups·outer, inner] = {shape:?} in f32");
+                let bytes = (shape[0] * shape[1] * 4) as u64;
+                let alignment = self.offset_alignment();
+                let access = Access::Read;
+                self.check("mask", range, bytes, alignment, (access, None), detail)
+                    .map(Some)
+            }
+        }
+    }
+
+    /// Several f32 per channel in one buffer.
+    pub(crate) fn packed(
+        &mut self,
+        name: &'static str,
+        range: BufferRange<'_>,
+        each: u64,
+        access: Access,
+    ) -> Result<Bound> {
+        let channels = self.channels();
+        let detail = format!(" for {each} f32 for each of {channels} channels");
+        self.packed_of(name, range, channels * each * 4, access, detail)
+    }
+
+    /// Several f32 per channel of each group in one buffer.
+    pub(crate) fn packed_statistics(
+        &mut self,
+        name: &'static str,
+        range: BufferRange<'_>,
+        each: u64,
+        access: Access,
+    ) -> Result<Bound> {
+        let (groups, channels) = (self.plan.problem().groups, self.channels());
+        let of_groups = match groups {
+            1 => String::new(),
+            groups => format!(" of {groups} groups"),
+        };
+        let detail = format!(" for {each} f32 for each of {channels} channels{of_groups}");
+        let bytes = self.plan.problem().statistics() as u64 * each * 4;
+        self.packed_of(name, range, bytes, access, detail)
+    }
+
+    fn packed_of(
+        &mut self,
+        name: &'static str,
+        range: BufferRange<'_>,
+        bytes: u64,
+        access: Access,
+        detail: String,
+    ) -> Result<Bound> {
+        let alignment = self.offset_alignment();
+        self.check(name, range, bytes, alignment, (access, None), detail)
+    }
+
+    fn vector(
+        &mut self,
+        name: &'static str,
+        range: BufferRange<'_>,
+        access: Access,
+    ) -> Result<Vector> {
+        let channels = self.channels();
+        let detail = format!(" for one f32 for each of {channels} channels");
+        let exact = self.check(name, range, channels * 4, 4, (access, None), detail)?;
+        let before = exact.offset % self.offset_alignment();
+        let range = Bound {
+            offset: exact.offset - before,
+            size: exact.size + before,
+            ..exact
+        };
+        Ok(Vector {
+            range,
+            start: (before / 4) as u32,
+        })
+    }
+
+    pub(crate) fn residual(&mut self, residual: Option<BufferRange<'_>>) -> Result<Option<Bound>> {
+        let argument = |problem: &str, remedy| {
+            Err(Error::Argument {
+                tensor: "residual",
+                problem: problem.to_owned(),
+                remedy,
+            })
+        };
+        match (self.plan.problem().residual, residual) {
+            (true, Some(range)) => Ok(Some(self.tensor("residual", range, Access::Read)?)),
+            (false, None) => Ok(None),
+            (true, None) => argument(
+                "the plan has one, but none was given",
+                "give it with .residual(…)".to_owned(),
+            ),
+            (false, Some(_)) => argument(
+                "one was given, but the plan has none",
+                "plan Problem::with_residual()".to_owned(),
+            ),
+        }
+    }
+
+    /// A gradient needs the residual only to know what the activation let through.
+    pub(crate) fn residual_of_gradient(
+        &mut self,
+        residual: Option<BufferRange<'_>>,
+    ) -> Result<Option<Bound>> {
+        if self.plan.problem().residual && self.plan.problem().activation == Activation::None {
+            return Ok(None);
+        }
+        self.residual(residual)
+    }
+
+    // ---- Recording dispatches.
+
+    pub(crate) fn workspace(&self, name: &'static str, size: u64) -> Result<Bound> {
+        let limit = self.plan.max_binding_size();
+        if size > limit {
+            let what = format!("the workspace ({name})");
+            let remedy = "use fewer channels, or a device with this limit raised".to_owned();
+            return Err(Error::Limit {
+                what,
+                needed: size,
+                limit,
+                name: "max_storage_buffer_binding_size",
+                remedy,
+            });
+        }
+        let scopes = ErrorScopes::push(self.kernels.device());
+        let buffer = self
+            .kernels
+            .device()
+            .create_buffer(&wgpu::BufferDescriptor {
+                label: Some(name),
+                size,
+                usage: wgpu::BufferUsages::STORAGE,
+                mapped_at_creation: false,
+            });
+        settle(scopes, "allocating the workspace")?;
+        Ok(Bound {
+            name,
+            buffer,
+            offset: 0,
+            size,
+        })
+    }
+
+    /// Adds a dispatch. Bindings that share a buffer do so in disjoint ranges, unless all read; where some read and some
+    /// write, all are bound read_write, because a buffer has one usage in a dispatch.
+    pub(crate) fn push(&mut self, mut step: Step, bindings: Vec<(Slot, Bound)>) -> Result<()> {
+        let entry = step.key.kernel.entry();
+        let writes = |slot| entry.bindings.iter().any(|b| b.slot == slot && b.writes);
+        for (i, (slot, bound)) in bindings.iter().enumerate() {
+            for (other_slot, other) in &bindings[..i] {
+                if bound.buffer != other.buffer || !(writes(*slot) || writes(*other_slot)) {
+                    continue;
+                }
+                if bound.overlaps(other) {
+                    return Err(Error::Overlap {
+                        first: other.name,
+                        second: bound.name,
+                        how: "overlap in one buffer",
+                        remedy: "give each a range of its own",
+                    });
+                }
+                step.key.pooled |= writes(*slot) != writes(*other_slot);
+            }
+        }
+        self.steps.push((step, bindings));
+        Ok(())
+    }
+
+    /// Copies vectors of their own into a packed workspace; `absent` are the bits for those that are not there.
+    fn gather(
+        &mut self,
+        name: &'static str,
+        vectors: [Option<Vector>; 3],
+        absent: [u32; 3],
+    ) -> Result<Bound> {
+        let gathered = self.workspace(name, self.channels() * 12)?;
+        let mut step = self.plan.per_channel(Kernel::Gather, 0);
+        set_vectors(&mut step.params, &vectors);
+        [
+            step.params.absent_0,
+            step.params.absent_1,
+            step.params.absent_2,
+        ] = absent;
+        let mut bindings = vec![(Slot::Gathered, gathered.clone())];
+        for (i, vector) in (0u8..).zip(vectors) {
+            bindings.extend(vector.map(|v| (Slot::Source(i), v.range)));
+        }
+        self.push(step, bindings)?;
+        Ok(gathered)
+    }
+
+    /// Copies a packed workspace back: vectors that share a buffer in dispatches of their own, as one dispatch may not
+    /// write overlapping ranges.
+    fn scatter(&mut self, packed: &Bound, vectors: [Option<Vector>; 3]) -> Result<()> {
+        let buffers = || vectors.iter().flatten().map(|v| &v.range.buffer);
+        let shared = buffers()
+            .enumerate()
+            .any(|(i, a)| buffers().skip(i + 1).any(|b| a == b));
+        let rounds = if shared {
+            vec![
+                [true, false, false],
+                [false, true, false],
+                [false, false, true],
+            ]
+        } else {
+            vec![[true; 3]]
+        };
+        for round in rounds {
+            let chosen: [Option<Vector>; 3] =
+                std::array::from_fn(|i| vectors[i].clone().filter(|_| round[i]));
+            if chosen.iter().all(Option::is_none) {
+                continue;
+            }
+            let mut step = self.plan.per_channel(Kernel::Scatter, 0);
+            set_vectors(&mut step.params, &chosen);
+            let mut bindings = vec![(Slot::Packed, packed.clone())];
+            for (i, vector) in (0u8..).zip(chosen) {
+                bindings.extend(vector.map(|v| (Slot::Target(i), v.range)));
+            }
+            self.push(step, bindings)?;
+        }
+        Ok(())
+    }
+
+    fn affine(&mut self, affine: Affine<'_>) -> Result<Option<Bound>> {
+        if let Some(packed) = affine.packed {
+            return self.packed("affine", packed, 2, Access::Read).map(Some);
+        }
+        if affine.is_absent() {
+            return Ok(None);
+        }
+        let weight = affine
+            .weight
+            .map(|w| self.vector("weight", w, Access::Read))
+            .transpose()?;
+        let bias = affine
+            .bias
+            .map(|b| self.vector("bias", b, Access::Read))
+            .transpose()?;
+        let absent = [1.0f32.to_bits(), 0, 0];
+        self.gather("affine", [weight, bias, None], absent)
+            .map(Some)
+    }
+
+    fn running(&mut self, running: Running<'_>, access: Access) -> Result<Bound> {
+        if let Some(packed) = running.packed {
+            return self.packed("running", packed, 3, access);
+        }
+        let vectors = self.running_vectors(running, access)?;
+        let gathered = self.gather("running", vectors, [0; 3])?;
+        if access == Access::Write {
+            self.gathered_running = Some(gathered.clone());
+        }
+        Ok(gathered)
+    }
+
+    fn running_vectors(
+        &mut self,
+        running: Running<'_>,
+        access: Access,
+    ) -> Result<[Option<Vector>; 3]> {
+        let mean = running
+            .mean
+            .map(|m| self.vector("running_mean", m, access))
+            .transpose()?;
+        let variance = running
+            .variance
+            .map(|v| self.vector("running_var", v, access))
+            .transpose()?;
+        let batches = running
+            .batches
+            .map(|b| self.vector("num_batches_tracked", b, access))
+            .transpose()?;
+        Ok([mean, variance, batches])
+    }
+
+    pub(crate) fn scatter_running(&mut self, running: Option<Running<'_>>) -> Result<()> {
+        let (Some(running), Some(gathered)) = (running, self.gathered_running.take()) else {
+            return Ok(());
+        };
+        // Checked when they were gathered; here they are only looked up.
+        let arguments = std::mem::take(&mut self.arguments);
+        let vectors = self.running_vectors(running, Access::Write)?;
+        self.arguments = arguments;
+        self.scatter(&gathered, vectors)
+    }
+
+    pub(crate) fn reduce(
+        &mut self,
+        input: Bound,
+        mask: Option<Bound>,
+        partials: Bound,
+    ) -> Result<()> {
+        let mut bindings = vec![(Slot::Input, input), (Slot::Partials, partials)];
+        bindings.extend(mask.map(|m| (Slot::Mask, m)));
+        self.push(self.plan.reduce(), bindings)
+    }
+
+    pub(crate) fn finalize(
+        &mut self,
+        sets: Option<u32>,
+        partials: Bound,
+        coefficients: &Bound,
+        affine: Affine<'_>,
+        running: Option<Running<'_>>,
+        saved: Option<BufferRange<'_>>,
+    ) -> Result<()> {
+        let mut flags = flags::HAS_COEFFICIENTS;
+        let mut bindings = vec![
+            (Slot::Partials, partials.clone()),
+            (Slot::Coefficients, coefficients.clone()),
+        ];
+        if let Some(affine) = self.affine(affine)? {
+            flags |= flags::HAS_AFFINE;
+            bindings.push((Slot::Affine, affine));
+        }
+        let running = running
+            .map(|running| self.running_to_update(running))
+            .transpose()?;
+        if let Some(saved) = saved {
+            flags |= flags::HAS_SAVED;
+            let saved = self.packed_statistics("saved", saved, 4, Access::Write)?;
+            bindings.push((Slot::Saved, saved));
+        }
+        let grouped = self.plan.problem().groups > 1;
+        if let (Some(running), false) = (&running, grouped) {
+            flags |= flags::HAS_RUNNING;
+            bindings.push((Slot::Running, running.clone()));
+        }
+        self.push(self.plan.merge(Kernel::Finalize, sets, flags), bindings)?;
+        if let (Some(running), true) = (running, grouped) {
+            let merge = self
+                .plan
+                .merge_groups(Kernel::Finalize, sets, flags::HAS_RUNNING);
+            self.push(
+                merge,
+                vec![(Slot::Partials, partials), (Slot::Running, running)],
+            )?;
+        }
+        Ok(())
+    }
+
+    fn running_to_update(&mut self, running: Running<'_>) -> Result<Bound> {
+        let cumulative = self.plan.problem().momentum == Momentum::Cumulative;
+        if cumulative && running.packed.is_none() && running.batches.is_none() {
+            let problem =
+                "cumulative momentum needs the number of batches, but none was given".to_owned();
+            let remedy = "give it with Running::batches(…), or use Running::packed(…)".to_owned();
+            return Err(Error::Argument {
+                tensor: "num_batches_tracked",
+                problem,
+                remedy,
+            });
+        }
+        self.running(running, Access::Write)
+    }
+
+    pub(crate) fn coefficients(
+        &mut self,
+        statistics: Statistics<'_>,
+        affine: Affine<'_>,
+        coefficients: &Bound,
+        mut flags: u32,
+    ) -> Result<()> {
+        let mut bindings = vec![(Slot::Coefficients, coefficients.clone())];
+        if let Some(affine) = self.affine(affine)? {
+            flags |= flags::HAS_AFFINE;
+            bindings.push((Slot::Affine, affine));
+        }
+        let statistics = match statistics {
+            Statistics::Saved(saved) => self.packed_statistics("saved", saved, 4, Access::Read)?,
+            Statistics::Running(running) => {
+                flags |= flags::FROM_RUNNING;
+                self.running(running, Access::Read)?
+            }
+        };
+        bindings.push((Slot::Statistics, statistics));
+        self.push(
+            self.plan.per_statistic(Kernel::Coefficients, flags),
+            bindings,
+        )
+    }
+
+    pub(crate) fn normalize(
+        &mut self,
+        input: Bound,
+        residual: Option<Bound>,
+        coefficients: Bound,
+        output: Bound,
+    ) -> Result<()> {
+        let mut step = self.plan.flat(Kernel::Normalize);
+        step.key.in_place = output.is(&input);
+        let mut bindings = vec![(Slot::Coefficients, coefficients), (Slot::Output, output)];
+        if !step.key.in_place {
+            bindings.push((Slot::Input, input));
+        }
+        bindings.extend(residual.map(|r| (Slot::Residual, r)));
+        self.push(step, bindings)
+    }
+
+    /// Values per channel that the mask lets count, one number for each group.
+    fn counts(&mut self, mask: Bound) -> Result<Bound> {
+        let groups = self.plan.problem().groups as u64;
+        let counts = self.workspace("counts", groups * 4)?;
+        let bindings = vec![(Slot::Mask, mask), (Slot::Counts, counts.clone())];
+        self.push(self.plan.count_mask(), bindings)?;
+        Ok(counts)
+    }
+
+    pub(crate) fn backward_arguments(&mut self, args: &Backward<'_>) -> Result<BackwardBound> {
+        let input = self.tensor("input", args.input, Access::Read)?;
+        let grad_output = self.tensor("grad_output", args.grad_output, Access::Read)?;
+        let residual = self.residual_of_gradient(args.residual)?;
+        // Frozen statistics do not depend on the input, whatever was masked when they were taken.
+        let mask = match args.statistics {
+            Statistics::Saved(_) => self.mask(args.mask)?,
+            Statistics::Running(_) => None,
+        };
+        let coefficients = self.workspace("coefficients", 2 * self.plan.coefficients_bytes())?;
+        self.coefficients(
+            args.statistics,
+            args.affine,
+            &coefficients,
+            flags::FOR_BACKWARD,
+        )?;
+        Ok(BackwardBound {
+            input,
+            grad_output,
+            residual,
+            mask,
+            coefficients,
+        })
+    }
+
+    pub(crate) fn backward_reduce(&mut self, args: &BackwardBound) -> Result<Bound> {
+        let partials = self.workspace("partials", self.plan.partials_bytes())?;
+        let mut bindings = vec![
+            (Slot::Input, args.input.clone()),
+            (Slot::GradOutput, args.grad_output.clone()),
+            (Slot::Coefficients, args.coefficients.clone()),
+            (Slot::Partials, partials.clone()),
+        ];
+        bindings.extend(args.residual.clone().map(|r| (Slot::Residual, r)));
+        self.push(self.plan.backward_reduce(), bindings)?;
+        Ok(partials)
+    }
+
+    pub(crate) fn backward_apply(
+        &mut self,
+        args: &Backward<'_>,
+        bound: BackwardBound,
+        partials: Option<Bound>,
+        sets: Option<u32>,
+        count: Option<u32>,
+    ) -> Result<()> {
+        let grads = self.grad_affine(args)?;
+        let grouped = self.plan.problem().groups > 1;
+        let accumulate = if args.accumulate {
+            flags::ACCUMULATE
+        } else {
+            0
+        };
+        let mut flags = match args.statistics {
+            Statistics::Saved(_) => 0,
+            Statistics::Running(_) => flags::FROZEN,
+        };
+        let mut bindings = vec![(Slot::Coefficients, bound.coefficients.clone())];
+        bindings.extend(partials.map(|p| (Slot::Partials, p)));
+        let group_gradients = match &grads {
+            Some(_) if grouped => {
+                flags |= flags::GROUP_GRADIENTS;
+                let bytes = self.plan.coefficients_bytes();
+                Some(self.workspace("group gradients", bytes)?)
+            }
+            Some(grads) => {
+                flags |= flags::HAS_GRAD_AFFINE | accumulate;
+                bindings.push((Slot::GradAffine, grads.clone()));
+                None
+            }
+            None => None,
+        };
+        bindings.extend(group_gradients.clone().map(|g| (Slot::GroupGradients, g)));
+        if let (Some(mask), None) = (&bound.mask, count) {
+            flags |= flags::HAS_COUNTS;
+            bindings.push((Slot::Counts, self.counts(mask.clone())?));
+        }
+        let mut step = self.plan.merge(Kernel::BackwardFinalize, sets, flags);
+        step.params.count = count.unwrap_or(step.params.count);
+        self.push(step, bindings)?;
+        if let (Some(parts), Some(grads)) = (group_gradients, &grads) {
+            let step = self.plan.per_channel(Kernel::SumGradients, accumulate);
+            let bindings = vec![
+                (Slot::GroupGradients, parts),
+                (Slot::GradAffine, grads.clone()),
+            ];
+            self.push(step, bindings)?;
+        }
+
+        let grad_residual = self.grad_residual(args)?;
+        let grad_input = self.tensor_or_in_place(
+            "grad_input",
+            args.grad_input,
+            Access::Write,
+            Some("grad_output"),
+        )?;
+        let mut step = self.plan.flat(Kernel::BackwardApply);
+        step.key.in_place = grad_input.is(&bound.grad_output);
+        step.key.mask = bound.mask.is_some();
+        if step.key.in_place
+            && self.plan.problem().residual
+            && !self.plan.problem().writes_grad_residual()
+        {
+            return Err(Error::Overlap {
+                first: "grad_output",
+                second: "grad_input",
+                how: "are one range, but without an activation grad_output is the residual's gradient too",
+                remedy: "give grad_input a range of its own, or plan the backward pass without the residual",
+            });
+        }
+        let mut bindings = vec![
+            (Slot::Input, bound.input),
+            (Slot::Coefficients, bound.coefficients),
+            (Slot::GradInput, grad_input),
+        ];
+        if !step.key.in_place {
+            bindings.push((Slot::GradOutput, bound.grad_output));
+        }
+        bindings.extend(bound.residual.map(|r| (Slot::Residual, r)));
+        bindings.extend(bound.mask.map(|m| (Slot::Mask, m)));
+        bindings.extend(grad_residual.map(|r| (Slot::GradResidual, r)));
+        self.push(step, bindings)?;
+
+        if let (Some(grads), None) = (grads, args.grad_affine.packed) {
+            // Checked before; here they are only looked up.
+            let arguments = std::mem::take(&mut self.arguments);
+            let vectors = self.grad_vectors(args)?;
+            self.arguments = arguments;
+            self.scatter(&grads, vectors)?;
+        }
+        Ok(())
+    }
+
+    /// Where the gradients of weight and bias are written, packed: the caller's buffer, or a workspace that a scatter
+    /// copies from.
+    fn grad_affine(&mut self, args: &Backward<'_>) -> Result<Option<Bound>> {
+        if let Some(packed) = args.grad_affine.packed {
+            return self
+                .packed("grad_affine", packed, 2, Access::Write)
+                .map(Some);
+        }
+        if args.grad_affine.is_absent() {
+            return Ok(None);
+        }
+        let vectors = self.grad_vectors(args)?;
+        if args.accumulate {
+            return self.gather("grad_affine", vectors, [0; 3]).map(Some);
+        }
+        // Three vectors wide, as the scatter reads it.
+        self.workspace("grad_affine", self.channels() * 12)
+            .map(Some)
+    }
+
+    fn grad_vectors(&mut self, args: &Backward<'_>) -> Result<[Option<Vector>; 3]> {
+        let weight = args
+            .grad_affine
+            .weight
+            .map(|w| self.vector("grad_weight", w, Access::Write))
+            .transpose()?;
+        let bias = args
+            .grad_affine
+            .bias
+            .map(|b| self.vector("grad_bias", b, Access::Write))
+            .transpose()?;
+        Ok([weight, bias, None])
+    }
+
+    fn grad_residual(&mut self, args: &Backward<'_>) -> Result<Option<Bound>> {
+        let (problem, remedy) = match (
+            self.plan.problem().writes_grad_residual(),
+            args.grad_residual,
+        ) {
+            (true, Some(range)) => {
+                return self.tensor("grad_residual", range, Access::Write).map(Some);
+            }
+            (false, None) => return Ok(None),
+            (true, None) => (
+                "a residual with an activation has a gradient of its own",
+                "give a buffer with .grad_residual(…)",
+            ),
+            (false, Some(_)) => (
+                "without a residual and an activation nothing is written there",
+                "use grad_output as it is",
+            ),
+        };
+        Err(Error::Argument {
+            tensor: "grad_residual",
+            problem: problem.to_owned(),
+            remedy: remedy.to_owned(),
+        })
+    }
+
+    // ---- Binding.
+
+    pub(crate) fn finish(self, label: &'static str) -> Result<Operation> {
+        let device = self.kernels.device();
+        // What the arguments alone decide (in place, pooled) is compiled now, the first time.
+        let pipelines = self
+            .steps
+            .iter()
+            .map(|(step, _)| self.kernels.pipeline(step.key))
+            .collect::<Result<Vec<_>>>()?;
+        let scopes = ErrorScopes::push(device);
+        let stride = u64::from(device.limits().min_uniform_buffer_offset_alignment)
+            .max(size_of::<Params>() as u64);
+        let uniforms = device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("batchnorm parameters"),
+            size: stride * self.steps.len() as u64,
+            usage: wgpu::BufferUsages::UNIFORM,
+            mapped_at_creation: true,
+        });
+        let mut mapped = Ok(());
+        for (i, (step, _)) in self.steps.iter().enumerate() {
+            let start = i as u64 * stride;
+            match uniforms.get_mapped_range_mut(start..start + size_of::<Params>() as u64) {
+                Ok(mut range) => range.copy_from_slice(bytemuck::bytes_of(&step.params)),
+                Err(error) => {
+                    mapped = Err(Error::Device {
+                        action: "writing parameters",
+                        message: error.to_string(),
+                    })
+                }
+            }
+        }
+        uniforms.unmap();
+        let dispatches = self.steps.iter().zip(pipelines).enumerate();
+        let dispatches = dispatches.map(|(i, ((step, bindings), pipeline))| {
+            let parameters = wgpu::BufferBinding {
+                buffer: &uniforms,
+                offset: i as u64 * stride,
+                size: wgpu::BufferSize::new(size_of::<Params>() as u64),
+            };
+            let mut entries = vec![wgpu::BindGroupEntry {
+                binding: 0,
+                resource: wgpu::BindingResource::Buffer(parameters),
+            }];
+            for binding in step.key.kernel.entry().bindings {
+                let bound = bindings.iter().find(|(slot, _)| *slot == binding.slot);
+                let range = match bound {
+                    Some((_, b)) => wgpu::BufferBinding {
+                        buffer: &b.buffer,
+                        offset: b.offset,
+                        size: wgpu::BufferSize::new(b.size),
+                    },
+                    None => self
+                        .kernels
+                        .placeholder(binding, binding.writes || step.key.pooled),
+                };
+                entries.push(wgpu::BindGroupEntry {
+                    binding: binding.number,
+                    resource: wgpu::BindingResource::Buffer(range),
+                });
+            }
+            let bind_group = device.create_bind_group(&wgpu::BindGroupDescriptor {
+                label: Some(label),
+                layout: &pipeline.layout,
+                entries: &entries,
+            });
+            Dispatch {
+                pipeline,
+                bind_group,
+                grid: step.grid,
+            }
+        });
+        let dispatches = dispatches.collect();
+        settle(scopes, "binding an operation")?;
+        mapped?;
+        Ok(Operation { label, dispatches })
+    }
+}
+
+fn set_vectors(params: &mut Params, vectors: &[Option<Vector>; 3]) {
+    let start = |i: usize| vectors[i].as_ref().map_or(0, |v: &Vector| v.start);
+    params.present = (0..3)
+        .filter(|&i| vectors[i].is_some())
+        .map(|i| 1 << i)
+        .sum();
+    [params.start_0, params.start_1, params.start_2] = [start(0), start(1), start(2)];
+}
+
+/// Takes what the scopes caught. In a browser that answer comes later than this call can wait; there the checks of the
+/// arguments stand alone.
+pub(crate) fn settle(scopes: ErrorScopes, action: &'static str) -> Result<()> {
+    let caught = scopes.pop(action);
+    #[cfg(not(target_family = "wasm"))]
+    return crate::kernels::ready(caught);
+    #[cfg(target_family = "wasm")]
+    {
+        drop(caught);
+        Ok(())
+    }
+}
