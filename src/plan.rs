@@ -508,7 +508,7 @@ impl Plan {
             statistics: p.statistics() as u32,
             group_elements: (p.elements() / p.groups as u64) as u32,
             outer_elements: (p.channels * p.inner) as u32,
-            slope: p.activation.slope(),
+            slope: p.activation.slope() as f32,
             vectors: p.elements().div_ceil(4) as u32,
             flags: cumulative | unbiased,
             eps: p.eps as f32,

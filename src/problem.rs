@@ -59,8 +59,8 @@ pub enum Activation {
     None,
     /// `y = max(z, 0)`, with derivative 0 at 0.
     Relu,
-    /// `y = z` above 0 and `slope·z` below, with derivative `slope` at 0. Any finite slope.
-    LeakyRelu(f32),
+    /// `y = z` above 0 and `slope·z` below, with derivative `slope` at 0. Any slope that is finite in f32.
+    LeakyRelu(f64),
     /// `y = z·σ(z)`, also called swish (Ramachandran et al. 2017).
     Silu,
     /// `y = z·Φ(z)` with `Φ(z) = (1 + erf(z/√2))/2`, exact and not the tanh approximation (Hendrycks and Gimpel 2016).
@@ -86,7 +86,7 @@ impl Activation {
     }
 
     /// Leaky ReLU's slope below 0.
-    pub(crate) fn slope(self) -> f32 {
+    pub(crate) fn slope(self) -> f64 {
         match self {
             Activation::LeakyRelu(slope) => slope,
             _ => 0.0,
@@ -455,7 +455,7 @@ impl Problem {
         {
             return Err(Error::Momentum { given });
         }
-        if !self.activation.slope().is_finite() {
+        if !(self.activation.slope() as f32).is_finite() {
             return Err(Error::Activation {
                 given: self.activation.to_string(),
             });

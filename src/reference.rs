@@ -167,7 +167,7 @@ pub fn activate(activation: Activation, z: f64) -> f64 {
     match activation {
         Activation::None => z,
         Activation::Relu if z < 0.0 => 0.0,
-        Activation::LeakyRelu(slope) if z < 0.0 => f64::from(slope) * z,
+        Activation::LeakyRelu(slope) if z < 0.0 => slope * z,
         Activation::Relu | Activation::LeakyRelu(_) => z,
         Activation::Silu => z * logistic(z),
         Activation::Gelu => z * normal_distribution(z),
@@ -181,7 +181,7 @@ pub fn activation_derivative(activation: Activation, z: f64) -> f64 {
     match activation {
         Activation::None => 1.0,
         Activation::Relu if z <= 0.0 => 0.0,
-        Activation::LeakyRelu(slope) if z <= 0.0 => f64::from(slope),
+        Activation::LeakyRelu(slope) if z <= 0.0 => slope,
         Activation::Relu | Activation::LeakyRelu(_) => 1.0,
         Activation::Silu => logistic(z) * (1.0 + z * logistic(-z)),
         Activation::Gelu => {

@@ -1332,7 +1332,13 @@ fn bad_options() {
             "--channel-axis 9223372036854775807",
             &["--channel-axis 9223372036854775807"],
         ),
-        ("--activation softmax", &["--activation", "softmax"]),
+        (
+            "--activation leaky-relu:inf",
+            &["--activation", "leaky-relu:inf"],
+        ),
+        ("--groups 0", &["--groups 0", "2"]),
+        ("--groups 3", &["--groups 3", "2"]),
+        ("--mask", &["--mask", "mask"]),
         ("--max-bytes 100", &["in.", "--max-bytes", "100"]),
     ] {
         refuses_tensors(&BOTH, |_| (), options, culprits);
@@ -1359,6 +1365,9 @@ fn usage_errors() {
             "in.npz -o out.npz --device tpu",
             "in.npz -o out.npz --backend cuda",
             "in.npz -o out.npz --strategy clever",
+            "in.npz -o out.npz --activation softmax",
+            "in.npz -o out.npz --activation leaky-relu:steep",
+            "in.npz -o out.npz --groups -1",
             "in.npz -o out.npz --eps small",
             "in.npz -o out.npz --momentum some",
             "in.npz -o out.npz --decay some",

@@ -29,7 +29,7 @@ pub(crate) fn empty(gpu: &Gpu, words: usize) -> wgpu::Buffer {
     })
 }
 
-fn run(gpu: &Gpu, operations: &[&Operation]) {
+pub(crate) fn run(gpu: &Gpu, operations: &[&Operation]) {
     let mut encoder = gpu
         .device
         .create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
@@ -39,11 +39,11 @@ fn run(gpu: &Gpu, operations: &[&Operation]) {
     gpu.queue.submit([encoder.finish()]);
 }
 
-fn floats(gpu: &Gpu, buffer: &wgpu::Buffer) -> Vec<f32> {
+pub(crate) fn floats(gpu: &Gpu, buffer: &wgpu::Buffer) -> Vec<f32> {
     words(gpu, buffer).into_iter().map(f32::from_bits).collect()
 }
 
-fn words(gpu: &Gpu, buffer: &wgpu::Buffer) -> Vec<u32> {
+pub(crate) fn words(gpu: &Gpu, buffer: &wgpu::Buffer) -> Vec<u32> {
     gpu.submit_and_read(None, &[buffer])
         .unwrap()
         .wait()

@@ -32,7 +32,7 @@ fn problems_are_checked() {
     }
     let groups = plan(Problem::new(2, 2, 2).groups(0));
     assert!(matches!(groups, Err(Error::EmptyTensor { .. })));
-    for slope in [f32::NAN, f32::INFINITY] {
+    for slope in [f64::NAN, f64::INFINITY, 1e39] {
         let got = plan(Problem::new(2, 2, 2).activation(Activation::LeakyRelu(slope)));
         assert!(matches!(got, Err(Error::Activation { .. })), "{got:?}");
     }

@@ -3,9 +3,12 @@
 mod agreement;
 mod api;
 mod bad_input;
+mod conformance;
+mod literature;
 mod numerics;
 mod plans;
 mod properties;
+mod types;
 
 use std::sync::{Arc, LazyLock, Mutex};
 

@@ -209,38 +209,3 @@ fn bits_repeat_from_run_to_run() {
         }
     });
 }
-
-/// NCHW and NHWC give the same bits in inference: the arithmetic of an element does not depend on the layout.
-#[test]
-fn inference_is_the_same_in_both_layouts() {
-    on_every_adapter(|gpu| {
-        let (n, c, s) = (4, 6, 35);
-        let planar = Problem::new(n, c, s);
-        let last = Problem::new(n * s, c, 1);
-        let x = input(Data::Normal(3.0, 2.0), &planar, &mut Random::new(5));
-        let moved = x
-            .view()
-            .permuted_axes([0, 2, 1])
-            .as_standard_layout()
-            .into_owned();
-        let moved = moved.into_shape_with_order((n * s, c, 1)).unwrap();
-        let running = RunningArrays {
-            mean: Array1::linspace(1.0, 2.0, c),
-            variance: Array1::linspace(0.5, 3.0, c),
-            batches: 9,
-        };
-        let run = |problem: &Problem, x: &Array3<f32>| {
-            let plan = Plan::new(problem, gpu.kernels.caps()).unwrap();
-            gpu.inference(&plan, &Arrays::new(x.view()), &running)
-                .unwrap()
-        };
-        let (a, b) = (run(&planar, &x), run(&last, &moved));
-        let b = b
-            .into_shape_with_order((n, s, c))
-            .unwrap()
-            .permuted_axes([0, 2, 1])
-            .as_standard_layout()
-            .into_owned();
-        assert_eq!(a, b, "on {}", name(gpu));
-    });
-}
