@@ -9,7 +9,7 @@ use wgpu_batchnorm::{
 };
 
 /// What is computed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Operation {
     /// Training forward, with saved and running statistics.
     Forward,
