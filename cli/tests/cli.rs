@@ -305,7 +305,7 @@ struct Textbook {
     residual: Vec<f64>,
     weight: Vec<f64>,
     bias: Vec<f64>,
-    relu: bool,
+    activation: String,
     eps: f64,
     mean: Vec<f64>,
     variance: Vec<f64>,
@@ -340,7 +340,7 @@ impl Textbook {
             weight: or("weight", vec![1.0; shape[axis]]),
             bias: or("bias", vec![0.0; shape[axis]]),
             x,
-            relu: false,
+            activation: "none".into(),
             eps,
             mean: vec![0.0; shape[axis]],
             variance: vec![0.0; shape[axis]],
@@ -368,8 +368,36 @@ impl Textbook {
         }
     }
 
-    fn relu(self) -> Self {
-        Textbook { relu: true, ..self }
+    fn activation(self, name: &str) -> Self {
+        Textbook {
+            activation: name.into(),
+            ..self
+        }
+    }
+
+    /// The activation's value and derivative at z.
+    fn activate(&self, z: f64) -> (f64, f64) {
+        let logistic = 1.0 / (1.0 + (-z).exp());
+        match self.activation.as_str() {
+            "none" => (z, 1.0),
+            "relu" if z > 0.0 => (z, 1.0),
+            "relu" => (0.0, 0.0),
+            "leaky-relu:0.2" if z > 0.0 => (z, 1.0),
+            "leaky-relu:0.2" => (0.2 * z, 0.2),
+            "silu" => (z * logistic, logistic + z * logistic * (1.0 - logistic)),
+            "sigmoid" => (logistic, logistic * (1.0 - logistic)),
+            "tanh" => (z.tanh(), 1.0 / z.cosh().powi(2)),
+            "gelu" => {
+                let density = |t: f64| (-t * t / 2.0).exp() / std::f64::consts::TAU.sqrt();
+                // Φ(z), by Simpson's rule from 0.
+                let (n, h) = (2000usize, z / 2000.0);
+                let weight = |k: usize| [2.0, 4.0][k % 2] / if k == 0 || k == n { 2.0 } else { 1.0 };
+                let sum: f64 = (0..=n).map(|k| weight(k) * density(k as f64 * h)).sum();
+                let below = 0.5 + sum * h / 3.0;
+                (z * below, below + z * density(z))
+            }
+            other => panic!("{other}"),
+        }
     }
 
     /// Values per channel.
@@ -398,13 +426,7 @@ impl Textbook {
 
     fn output(&self) -> Vec<f64> {
         (0..self.x.len())
-            .map(|i| {
-                if self.relu {
-                    self.z(i).max(0.0)
-                } else {
-                    self.z(i)
-                }
-            })
+            .map(|i| self.activate(self.z(i)).0)
             .collect()
     }
 
@@ -417,9 +439,7 @@ impl Textbook {
         let mut terms = vec![0.0; self.channels];
         for (i, dz) in dz.iter_mut().enumerate() {
             let c = self.channel(i);
-            if self.relu && self.z(i) <= 0.0 {
-                *dz = 0.0;
-            }
+            *dz *= self.activate(self.z(i)).1;
             bias[c] += *dz;
             weight[c] += *dz * self.normalised(i);
             terms[c] += (*dz * self.normalised(i)).abs();
@@ -671,8 +691,8 @@ fn every_rank_and_axis() {
     ] {
         let tensors = everything(shape, shape[axis]);
         let grad_output = numbers(&tensors, "grad_output");
-        let training = Textbook::new(&tensors, axis, 1e-5).relu();
-        let frozen = Textbook::frozen(&tensors, axis, 1e-5).relu();
+        let training = Textbook::new(&tensors, axis, 1e-5).activation("relu");
+        let frozen = Textbook::frozen(&tensors, axis, 1e-5).activation("relu");
 
         let options = format!("{option} --activation relu");
         let got = results(&tensors, &format!("forward {options}"));
@@ -693,6 +713,175 @@ fn every_rank_and_axis() {
         close(&got, "output", &book.output(), FORWARD);
         let got = results(&tensors, &format!("backward {options}"));
         check_backward(&got, &book, &numbers(&tensors, "grad_output"), BACKWARD);
+    }
+}
+
+/// Every activation in every type, on the GPU and by the reference, forward and backward.
+#[test]
+fn activations_and_types() {
+    let activations = [
+        "none",
+        "relu",
+        "leaky-relu:0.2",
+        "silu",
+        "gelu",
+        "sigmoid",
+        "tanh",
+    ];
+    for (turn, activation) in activations.into_iter().enumerate() {
+        for (dtype, bound) in [
+            (Dtype::F32, 3.0 * FORWARD),
+            (Dtype::F16, 1e-3),
+            (Dtype::BF16, 5e-3),
+        ] {
+            let (shape, axis) = [([3, 5, 7], 1), ([7, 3, 5], 2)][turn % 2];
+            let mut tensors = everything(&shape, 5);
+            for name in ["input", "residual", "grad_output"] {
+                tensors.insert(name.into(), cast(&tensors[name], dtype));
+            }
+            if turn % 3 == 0 {
+                tensors.remove("residual");
+            }
+            let grad_output = numbers(&tensors, "grad_output");
+            let training = Textbook::new(&tensors, axis, 1e-5).activation(activation);
+            for device in ["gpu", "cpu"] {
+                let options =
+                    format!("--activation {activation} --channel-axis {axis} --device {device}");
+                let got = results(&tensors, &format!("forward {options}"));
+                assert_eq!(got["output"].dtype, dtype);
+                check_forward(&got, &training, bound);
+                let got = results(&tensors, &format!("backward {options}"));
+                assert_eq!(got["grad_input"].dtype, dtype);
+                check_backward(&got, &training, &grad_output, 2.0 * bound);
+            }
+        }
+    }
+}
+
+/// With `--mask`, what is masked has no say in the statistics; without it a tensor of that name is ignored.
+#[test]
+fn masks() {
+    let shape = [4, 3, 6];
+    let mut tensors = everything(&shape, 3);
+    let kept = |o: usize, i: usize| (o + i) % 3 != 0;
+    let mask: Vec<f32> = (0..24)
+        .map(|k| f32::from(u8::from(kept(k / 6, k % 6))))
+        .collect();
+    let unmasked = results(&tensors, "forward");
+    tensors.insert("mask".into(), f32s(&[4, 6], &mask));
+    assert!(results(&tensors, "forward") == unmasked);
+    // The same statistics from a tensor of the kept values alone.
+    let x = numbers(&tensors, "input");
+    let place = |o: usize, c: usize, i: usize| (o * 3 + c) * 6 + i;
+    let rows: Vec<f32> = (0..24)
+        .filter(|k| kept(k / 6, k % 6))
+        .flat_map(|k| (0..3).map(move |c| (k, c)))
+        .map(|(k, c)| x[place(k / 6, c, k % 6)] as f32)
+        .collect();
+    let only = file_of([("input", f32s(&[rows.len() / 3, 3], &rows))]);
+    let only = Textbook::new(&only, 1, 1e-5);
+    let mut book = Textbook::new(&tensors, 1, 1e-5).activation("silu");
+    (book.mean, book.variance) = (only.mean.clone(), only.variance.clone());
+    let grad = numbers(&tensors, "grad_output");
+    for device in ["gpu", "cpu"] {
+        let options = format!("--mask --activation silu --device {device}");
+        let got = results(&tensors, &format!("forward {options}"));
+        check_forward(&got, &book, 3.0 * FORWARD);
+        let old = numbers(&tensors, "running_mean");
+        close(
+            &got,
+            "running_mean",
+            &running(&old, &only.mean, 0.1, 1.0),
+            FORWARD,
+        );
+        // The gradient's statistics part goes to kept positions alone, over their number.
+        let frozen = Textbook {
+            frozen: true,
+            ..book.clone()
+        };
+        let want = frozen.gradients(&grad);
+        let n = only.count();
+        let input: Vec<f64> = (0..x.len())
+            .map(|at| {
+                let (o, c, i) = (at / 18, at / 6 % 3, at % 6);
+                let through = want.bias[c] / n + book.normalised(at) * want.weight[c] / n;
+                let through = if kept(o, i) { through } else { 0.0 };
+                want.input[at] - book.weight[c] * book.invstd()[c] * through
+            })
+            .collect();
+        let got = results(&tensors, &format!("backward {options}"));
+        close(&got, "grad_input", &input, 3.0 * BACKWARD);
+        close(&got, "grad_bias", &want.bias, 3.0 * BACKWARD);
+    }
+    for (mask, culprits) in [
+        (
+            f32s(&[4, 3, 6], &[1.0; 72]),
+            &["mask", "[4, 3, 6]", "[4, 6]"][..],
+        ),
+        (
+            cast(&f32s(&[4, 6], &[1.0; 24]), Dtype::F16),
+            &["mask", "F16", "F32"],
+        ),
+        (f32s(&[4, 6], &[0.5; 24]), &["mask", "0.5"]),
+        (f32s(&[4, 6], &[f32::NAN; 24]), &["mask", "NaN"]),
+    ] {
+        let folder = Folder::new();
+        tensors.insert("mask".into(), mask);
+        file::write(&folder.path("in.safetensors"), &tensors).unwrap();
+        folder.refuses("forward in.safetensors -o out.npz --mask", culprits);
+    }
+}
+
+/// `--groups 2` is two calls on the halves, but for the running statistics, which are those of the whole.
+#[test]
+fn ghost_batches() {
+    let tensors = everything(&[6, 3, 5], 3);
+    let half = |k: usize| {
+        let mut half = tensors.clone();
+        for name in ["input", "residual", "grad_output"] {
+            let values = tensors[name].to_f32().unwrap();
+            half.insert(name.into(), f32s(&[3, 3, 5], &values[k * 45..][..45]));
+        }
+        half
+    };
+    let halves = [0, 1].map(|k| Textbook::new(&half(k), 1, 1e-5));
+    let both = |of: &dyn Fn(usize) -> Vec<f64>| [of(0), of(1)].concat();
+    let whole = Textbook::new(&tensors, 1, 1e-5);
+    let grad = numbers(&tensors, "grad_output");
+    for device in ["gpu", "cpu"] {
+        let got = results(&tensors, &format!("forward --groups 2 --device {device}"));
+        close(&got, "output", &both(&|k| halves[k].output()), FORWARD);
+        assert_eq!(got["save_mean"].shape, [2, 3]);
+        close(
+            &got,
+            "save_mean",
+            &both(&|k| halves[k].mean.clone()),
+            FORWARD,
+        );
+        let old = numbers(&tensors, "running_var");
+        let want = running(&old, &whole.variance, 0.1, 30.0 / 29.0);
+        close(&got, "running_var", &want, FORWARD);
+        // Saved statistics of groups are taken back.
+        let mut again = tensors.clone();
+        for name in ["save_mean", "save_mean_remainder", "save_invstd"] {
+            again.insert(name.into(), got[name].clone());
+        }
+        for tensors in [&tensors, &again] {
+            let got = results(tensors, &format!("backward --groups 2 --device {device}"));
+            let grads = [0, 1].map(|k| halves[k].gradients(&grad[k * 45..][..45]));
+            close(
+                &got,
+                "grad_input",
+                &both(&|k| grads[k].input.clone()),
+                BACKWARD,
+            );
+            let sum = |of: fn(&Gradients) -> &Vec<f64>| {
+                let pairs = of(&grads[0]).iter().zip(of(&grads[1]));
+                pairs.map(|(a, b)| a + b).collect::<Vec<_>>()
+            };
+            close(&got, "grad_weight", &sum(|g| &g.weight), BACKWARD);
+            close(&got, "grad_bias", &sum(|g| &g.bias), BACKWARD);
+        }
     }
 }
 
@@ -726,22 +915,15 @@ fn optional_tensors() {
             }
             expected.sort();
             for activation in ["none", "relu"] {
-                let relu = |book: Textbook| {
-                    if activation == "relu" {
-                        book.relu()
-                    } else {
-                        book
-                    }
-                };
                 let options = format!("--activation {activation} --device {device}");
-                let book = relu(Textbook::new(&tensors, 1, 1e-5));
+                let book = Textbook::new(&tensors, 1, 1e-5).activation(activation);
                 let got = results(&tensors, &format!("forward {options}"));
                 check_forward(&got, &book, FORWARD);
                 let got = results(&tensors, &format!("backward {options}"));
                 check_backward(&got, &book, &grad_output, BACKWARD);
                 assert_eq!(forms(&got), expected, "{kept:?} {options}");
                 let got = results(&tensors, &format!("backward --mode inference {options}"));
-                let book = relu(Textbook::frozen(&tensors, 1, 1e-5));
+                let book = Textbook::frozen(&tensors, 1, 1e-5).activation(activation);
                 check_backward(&got, &book, &grad_output, BACKWARD);
                 assert_eq!(forms(&got), expected, "{kept:?} {options}, frozen");
             }
