@@ -1,4 +1,4 @@
-// The input's gradient: dx = A·dz + B·(x - κ) + D with dz = dy·act'(z); with a residual and an activation also the
+// The input's gradient: dx = A·(dz - E) + B·(x - κ) + D with dz = dy·act'(z); with a residual and an activation also the
 // residual's, dz itself.
 //
 // Parallel: flat. A workgroup owns a chunk; an invocation of it owns every WORKGROUP-th vector of 4 elements, and looks up
@@ -42,7 +42,7 @@ fn backward_apply(
     let end = min(start + params.chunk, params.vectors);
     for (var place = place_of(start + lane); place.vector < end; place = next_place(place)) {
         let forward = coefficients_of(place, 0u);                 // K, scale, shift, κ
-        let backward = coefficients_of(place, params.statistics); // A, B, D
+        let backward = coefficients_of(place, params.statistics); // A, B, D, E
         let x = read_input(place.vector);
         var dz = vec4(0.0);
         if IN_PLACE {
@@ -60,11 +60,13 @@ fn backward_apply(
                 write_grad_residual(place.vector, dz);
             }
         }
+        var centred = dz - backward.w;
         var through_statistics = fma(backward.y, x - forward.w, backward.z);
         if MASK {
-            let weights = flat_weights(place.vector);
-            through_statistics = select(through_statistics, vec4(0.0), weights == vec4(0.0));
+            let counts = flat_weights(place.vector) != vec4(0.0);
+            centred = select(dz, centred, counts);
+            through_statistics = select(vec4(0.0), through_statistics, counts);
         }
-        write_output(place.vector, fma(backward.x, dz, through_statistics));
+        write_output(place.vector, fma(backward.x, centred, through_statistics));
     }
 }

@@ -2,11 +2,12 @@
 //
 // Parallel: a workgroup takes `tile` neighbouring channels, and WORKGROUP/tile lanes share the partial sums of each.
 //   backward_combine:  partials -> (Σdz, its remainder, Σdz·(x-κ), its remainder) per channel
-//   backward_finalize: partials -> grad_bias = Σdz, grad_weight = invstd·(Σdz·(x-κ) - (mean-κ)·Σdz), and (A, B, D)
-//                      with dx = A·dz + B·(x - κ) + D: A = γ·invstd, B = -A·invstd·dγ/m, D = -A·dβ/m - B·(mean-κ)
+//   backward_finalize: partials -> grad_bias = Σdz, grad_weight = invstd·(Σdz·(x-κ) - (mean-κ)·Σdz), and (A, B, D,
+//                      E) with dx = A·(dz - E) + B·(x - κ) + D: A = γ·invstd, B = -A·invstd·dγ/m, D = -B·(mean-κ) and
+//                      E = dβ/m (what E lacks is in D), so that gradients that are all alike cancel to 0
 //   sum_gradients:     parameter gradients of each group -> their sums; one lane per channel
 // m is the number of values per channel, or what the mask lets count of them. Coefficients are laid out as in
-// finalize.wgsl; [statistics + s] is read and then replaced by (A, B, D, 0).
+// finalize.wgsl; [statistics + s] is read and then replaced by (A, B, D, E).
 // Barriers: only those of the workgroup sums; every invocation reaches them.
 
 @group(0) @binding(1) var<storage, read> partials: array<vec4<f32>>;
@@ -85,13 +86,15 @@ fn backward_finalize(
     if has(HAS_COUNTS) {
         m = counts[statistic / params.channels];
     }
-    var b = -a * invstd * (grad_weight / m);
-    var d = -a * (grad_bias / m) - b * (statistics.x + statistics.y);
     if m == 0.0 {
-        b = 0.0; // nothing counts: the statistics do not depend on the input
-        d = 0.0;
+        // Nothing counts: the statistics do not depend on the input.
+        coefficients[params.statistics + statistic] = vec4(a, 0.0, 0.0, 0.0);
+        return;
     }
-    coefficients[params.statistics + statistic] = vec4(a, b, d, 0.0);
+    let e = divide(sum_dz, vec4(m));
+    let b = -a * invstd * (grad_weight / m);
+    let d = -b * (statistics.x + statistics.y) - a * e.low.x;
+    coefficients[params.statistics + statistic] = vec4(a, b, d, e.high.x);
 }
 
 @compute @workgroup_size(WORKGROUP)

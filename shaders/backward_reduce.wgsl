@@ -2,13 +2,16 @@
 // column, with dz = dy·act'(z).
 //
 // Parallel: as in reduce.wgsl, one workgroup per piece of a channel, or per piece of a tile of columns. Reads x and dy
-// once, and the residual where an activation needs it. Runs of at most 32 additions are folded into exact pairs,
+// once, and the residual where an activation needs it. Runs of at most 16 additions are folded into exact pairs,
 // because dγ = invstd·(Σdz·(x-κ) - (mean-κ)·Σdz) cancels where Σdz is large.
 // A mask changes nothing here: values that do not count for the statistics are normalised, and have a gradient, too.
 // Barriers: only those of the workgroup sums; every invocation reaches them, lanes without work add zeros.
 
 @group(0) @binding(7) var<storage, read> coefficients: array<vec4<f32>>;
 @group(0) @binding(8) var<storage, read_write> partials: array<vec4<f32>>;
+
+// Vectors; of so many equal values the plain sum is exact, and a constant gradient has an exact mean.
+const GRADIENT_RUN: u32 = 4u;
 
 // dz of one vector.
 fn grad_z(vector: u32, x: vec4<f32>, pivot: vec4<f32>, scale: vec4<f32>, shift: vec4<f32>) -> vec4<f32> {
@@ -44,7 +47,7 @@ fn backward_reduce_planar(
     while t < end {
         var s1 = vec4(0.0);
         var s2 = vec4(0.0);
-        let run_end = min(end, t + RUN * WORKGROUP);
+        let run_end = min(end, t + GRADIENT_RUN * WORKGROUP);
         for (; t < run_end; t += WORKGROUP) {
             let begin = row_begin(first, row);
             let vector = begin / 4u + column;
@@ -98,7 +101,7 @@ fn backward_reduce_columns(
     while r < end {
         var s1 = vec4(0.0);
         var s2 = vec4(0.0);
-        let run_end = min(end, r + RUN * lane_rows);
+        let run_end = min(end, r + GRADIENT_RUN * lane_rows);
         for (; r < run_end; r += lane_rows) {
             let local = r * params.row_vectors + readable;
             let x = read_input(first + local);

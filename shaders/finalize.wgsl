@@ -89,22 +89,11 @@ fn affine_of(statistic: u32) -> vec2<f32> {
     return vec2(1.0, 0.0);
 }
 
-// The multiple of 2⁻⁸ standard deviations (as a power of two) that is nearest to the pivot.
-fn coarse(pivot: f32, invstd: f32) -> f32 {
-    let exponent = (bitcast<u32>(invstd) >> 23u) & 0xffu;
-    if exponent < 9u || exponent > 240u {
-        return pivot; // a deviation of 0, beyond f32, or none
-    }
-    let grid = bitcast<f32>((246u - exponent) << 23u);
-    let steps = pivot * bitcast<f32>((exponent + 8u) << 23u);
-    return select(pivot, round(steps) * grid, abs(steps) < 8388608.0);
-}
-
 fn write_coefficients(statistic: u32, pivot: f32, delta: f32, low: f32, invstd: f32) {
     let weight_bias = affine_of(statistic);
     let scale = weight_bias.x * invstd;
     let shift = (weight_bias.y - delta * scale) - low * scale;
-    let kappa = coarse(pivot, invstd);
+    let kappa = coarse(vec4(pivot), vec4(0.015625 / invstd)).x; // in steps of some 2⁻⁸ standard deviations
     coefficients[statistic] = vec4(pivot, scale, shift, kappa);
     if has(FOR_BACKWARD) {
         let moved = two_sum(vec4(pivot), vec4(-kappa));

@@ -205,21 +205,33 @@ fn partial_index(slot: u32, statistic: u32, record: u32) -> u32 {
     return slot * params.slot_stride + group * params.width + (repetition * params.channels + channel) * params.span + column;
 }
 
-// 1/√(variance + ε), refined by a Newton step; 0 where that is infinite or the variance is.
+// 1/√(variance + ε), refined by a Newton step whose residue is exact; 0 where that is infinite or the variance is.
 fn inverse_std(variance: f32) -> f32 {
-    let v = variance + params.eps;
-    if !is_finite(v) {
-        return select(0.0, not_a_number(), is_nan(v));
+    let v = two_sum(vec4(variance), vec4(params.eps));
+    if !is_finite(v.high.x) {
+        return select(0.0, not_a_number(), is_nan(v.high.x));
     }
-    if v <= 0.0 {
+    if v.high.x <= 0.0 {
         return 0.0;
     }
-    let y = inverseSqrt(v);
-    return y + 0.5 * y * (1.0 - (v * y) * y);
+    let y = vec4(inverseSqrt(v.high.x));
+    let one = multiply(multiply(v, y), y);
+    let residue = (opaque(1.0 - one.high) - one.low).x;
+    return y.x + 0.5 * y.x * residue;
 }
 
 fn is_nan(v: f32) -> bool {
     return (bitcast<u32>(v) & 0x7fffffffu) > 0x7f800000u;
+}
+
+// The multiple of a power of two, 1/4 to 1/8 of `spread`, that is nearest to v; v where that is no coarser. What is
+// subtracted from many values must not have bits below theirs: their differences would all be rounded the same way.
+fn coarse(v: vec4<f32>, spread: vec4<f32>) -> vec4<f32> {
+    let exponent = (bitcast<vec4<u32>>(spread) >> vec4(23u)) & vec4(0xffu);
+    let bounded = clamp(exponent, vec4(10u), vec4(240u));
+    let grid = bitcast<vec4<f32>>((bounded - vec4(2u)) << vec4(23u));
+    let steps = v * bitcast<vec4<f32>>((vec4(256u) - bounded) << vec4(23u)); // v / grid
+    return select(v, round(steps) * grid, (exponent == bounded) & (abs(steps) < vec4(8388608.0)));
 }
 
 // ---- Reductions: runs and pivots.

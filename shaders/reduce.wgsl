@@ -52,11 +52,12 @@ fn reduce_planar(
     }
     let sample = sum_both(lane, 1u, Pair(sums, sampled));
     let means = sample.high / max(sample.low, vec4(1.0));
-    let lowest = min(min(means.x, means.y), min(means.z, means.w));
-    let highest = max(max(means.x, means.y), max(means.z, means.w));
-    let middle = 0.5 * (across(means) - lowest - highest);
+    let one = max(min(means.x, means.y), min(means.z, means.w));
+    let other = min(max(means.x, means.y), max(means.z, means.w)); // these two are in the middle
     let mean = across(sample.high) / max(across(sample.low), 1.0);
-    let pivot = origin + select(mean, middle, all(sample.low >= vec4(1.0)));
+    let all_there = all(sample.low >= vec4(1.0));
+    let center = origin + select(mean, 0.5 * (one + other), all_there);
+    let pivot = coarse(vec4(center), vec4(select(0.0, abs(one - other), all_there))).x;
 
     // The sums: x Σ(x-K), y Σ(x-K)², z the count. (row, column) is where the lane's next vector lies.
     var t = start + lane;
@@ -145,9 +146,13 @@ fn reduce_columns(
     let mean_a = a.high / max(a.low, vec4(1.0));
     let mean_b = b.high / max(b.low, vec4(1.0));
     let mean_c = c.high / max(c.low, vec4(1.0));
+    let least = min(min(mean_a, mean_b), mean_c);
+    let most = max(max(mean_a, mean_b), mean_c);
     let middle = max(min(mean_a, mean_b), min(max(mean_a, mean_b), mean_c));
     let mean = (a.high + b.high + c.high) / max(a.low + b.low + c.low, vec4(1.0));
-    let pivot = origin + select(mean, middle, min(a.low, min(b.low, c.low)) >= vec4(1.0));
+    let all_there = min(a.low, min(b.low, c.low)) >= vec4(1.0);
+    let spread = select(vec4(0.0), min(middle - least, most - middle), all_there);
+    let pivot = coarse(origin + select(mean, middle, all_there), spread);
 
     var sum = Pair(vec4(0.0), vec4(0.0));
     var squares = Pair(vec4(0.0), vec4(0.0));

@@ -8,7 +8,7 @@
 use ndarray::{Array1, Array3, ArrayView1, ArrayView2, ArrayView3, Zip};
 
 use crate::problem::Momentum;
-use crate::{Activation, Error, Problem, Result, RunningVariance};
+use crate::{Activation, Dtype, Error, Problem, Result, RunningVariance};
 
 /// Mean, biased variance and `1/√(variance + ε)` of each channel of each group.
 #[derive(Debug, Clone, PartialEq)]
@@ -190,6 +190,38 @@ pub fn activation_derivative(activation: Activation, z: f64) -> f64 {
         }
         Activation::Sigmoid => logistic(z) * logistic(-z),
         Activation::Tanh => 1.0 - z.tanh().powi(2),
+    }
+}
+
+/// The distance between neighbouring values of a type around `v`, within its range.
+pub fn unit(dtype: Dtype, v: f64) -> f64 {
+    let (significand, least) = match dtype {
+        Dtype::F32 => (23, -126),
+        Dtype::F16 => (10, -14),
+        Dtype::Bf16 => (7, -126),
+    };
+    let exponent = ((v.to_bits() >> 52) & 0x7ff) as i32 - 1023;
+    2f64.powi(exponent.max(least) - significand)
+}
+
+/// `v` as a type stores it: to the nearest, ties to even, once. Overflow gives infinity.
+///
+/// (Converting through f32 rounds twice; so does `half`'s conversion from f64, which drops the lower half first.)
+pub fn round_to(dtype: Dtype, v: f64) -> f64 {
+    if !v.is_finite() {
+        return v;
+    }
+    let unit = unit(dtype, v);
+    let rounded = (v / unit).round_ties_even() * unit;
+    let largest = match dtype {
+        Dtype::F32 => f64::from(f32::MAX),
+        Dtype::F16 => 65504.0,
+        Dtype::Bf16 => f64::from(f32::from_bits(0x7f7f_0000)),
+    };
+    if rounded.abs() > largest {
+        f64::INFINITY.copysign(v)
+    } else {
+        rounded
     }
 }
 
@@ -397,6 +429,33 @@ mod tests {
             weight: Some(weight.view()),
             bias: Some(bias.view()),
             ..Inputs::new(input.view())
+        }
+    }
+
+    #[test]
+    fn rounding_is_that_of_the_type() {
+        for code in 0..=u16::MAX {
+            for (dtype, v) in [
+                (Dtype::F16, half::f16::from_bits(code).to_f64()),
+                (Dtype::Bf16, half::bf16::from_bits(code).to_f64()),
+            ] {
+                let got = round_to(dtype, v);
+                assert!(got == v || v.is_nan() && got.is_nan(), "{dtype} {v:e}");
+                // The middle between neighbours goes to the even one, a little more or less to the nearer.
+                let (half, odd) = (unit(dtype, v) / 2.0, code & 1 == 1);
+                let largest = round_to(dtype, v + 2.0 * half).is_infinite();
+                if v.is_finite() && v > 0.0 && !largest {
+                    let up = v + 2.0 * half;
+                    assert_eq!(round_to(dtype, v + half), if odd { up } else { v });
+                    assert_eq!(round_to(dtype, (v + half) * (1.0 + 1e-15)), up);
+                    assert_eq!(round_to(dtype, (v + half) * (1.0 - 1e-15)), v);
+                }
+            }
+        }
+        assert_eq!(round_to(Dtype::F16, 65519.9), 65504.0);
+        assert_eq!(round_to(Dtype::F16, -65520.0), f64::NEG_INFINITY);
+        for v in [1.0 + 1e-8, 1e-40, 3.4e38, 3.5e38, -0.1] {
+            assert_eq!(round_to(Dtype::F32, v), f64::from(v as f32));
         }
     }
 

@@ -537,13 +537,7 @@ fn by_reference(request: &Request, mode: Mode, backward: bool) -> Result<Results
     let problem = &request.problem;
     let wide = |a: &Array3<f32>| a.mapv(f64::from);
     // Rounded once, to the file's type.
-    let narrow = |a: &Array3<f64>| {
-        a.mapv(|v| match request.dtype {
-            Dtype::F16 => half::f16::from_f64(v).to_f32(),
-            Dtype::BF16 => half::bf16::from_f64(v).to_f32(),
-            _ => v as f32,
-        })
-    };
+    let narrow = |a: &Array3<f64>| a.mapv(|v| reference::round_to(problem.dtype, v) as f32);
     let wide_vector = |a: ArrayView1<'_, f32>| a.mapv(f64::from);
     let narrow_vector = |a: &Array1<f64>| a.mapv(|v| v as f32);
     let input = wide(&request.input);

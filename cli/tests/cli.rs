@@ -391,7 +391,8 @@ impl Textbook {
                 let density = |t: f64| (-t * t / 2.0).exp() / std::f64::consts::TAU.sqrt();
                 // Φ(z), by Simpson's rule from 0.
                 let (n, h) = (2000usize, z / 2000.0);
-                let weight = |k: usize| [2.0, 4.0][k % 2] / if k == 0 || k == n { 2.0 } else { 1.0 };
+                let weight =
+                    |k: usize| [2.0, 4.0][k % 2] / if k == 0 || k == n { 2.0 } else { 1.0 };
                 let sum: f64 = (0..=n).map(|k| weight(k) * density(k as f64 * h)).sum();
                 let below = 0.5 + sum * h / 3.0;
                 (z * below, below + z * density(z))

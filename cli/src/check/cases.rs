@@ -149,6 +149,9 @@ impl Matrix {
             digits[PRESET] = 0;
             digits[CUMULATIVE] = 0;
         }
+        if outer * inner < 16 {
+            digits[MASK] = 0; // not one value that counts and a variance of 0
+        }
         let half = outer / 2;
         let aligned = (half * channels * inner).is_multiple_of(4);
         if outer % 2 == 1 || half * inner < 2 || (subject.walk == Walk::Columns && !aligned) {

@@ -538,10 +538,7 @@ fn rounded(
     bound: f64,
     count: bool,
 ) -> Comparison {
-    let (significand, least, share) = match dtype {
-        Dtype::Bf16 => (7, -133, 1e-3),
-        _ => (10, -24, 5e-3),
-    };
+    let share = if dtype == Dtype::Bf16 { 1e-3 } else { 5e-3 };
     // On ordinary data relative to what is there, however small; elsewhere as in f32.
     let least_scale = if count { 1e-3 } else { 1.0 };
     let scale = want
@@ -557,22 +554,14 @@ fn rounded(
     };
     let mut wrong = 0usize;
     for (i, (got, &want)) in got.iter().zip(want).enumerate() {
-        let right = match dtype {
-            Dtype::Bf16 => half::bf16::from_f64(want).to_f64(),
-            _ => half::f16::from_f64(want).to_f64(),
-        };
+        let right = reference::round_to(dtype, want);
         let got = f64::from(*got);
         if got == right || (got.is_nan() && right.is_nan()) {
             continue;
         }
         // A device may flush what is below f32's normal numbers.
         wrong += usize::from(want.abs() >= f64::from(f32::MIN_POSITIVE));
-        let exponent = if want == 0.0 {
-            least
-        } else {
-            want.abs().log2().floor() as i32
-        };
-        let unit = 2f64.powi((exponent - significand).max(least));
+        let unit = reference::unit(dtype, want);
         let allowed = (1.001 * unit).max(bound * scale);
         let error = (got - right).abs();
         let of_bound = if error.is_nan() {
