@@ -16,6 +16,8 @@
 //! ([`Reduce`], [`Combine`], [`Finalize`], [`Normalize`], [`BackwardReduce`], [`BackwardApply`]), for pipelines that
 //! fuse them and for statistics over several devices.
 //!
+//! [`Fold`] takes the inference form into the layer before it, on the host.
+//!
 //! The library creates no device, submits nothing and does not block, except in [`Gpu`]'s conveniences, whose
 //! documentation says so. No input makes it panic: see [`Error`].
 //!
@@ -53,6 +55,7 @@ mod arrays;
 mod device;
 mod encode;
 mod error;
+mod fold;
 mod kernels;
 mod layer;
 mod plan;
@@ -73,6 +76,7 @@ pub use encode::{
     Inference, Normalize, Operation, Prepared, Reduce, Running,
 };
 pub use error::{Error, Result};
+pub use fold::{Fold, Real, WeightLayout};
 pub use kernels::{Kernel, Kernels};
 pub use layer::{Batch, BatchNorm};
 pub use plan::{Caps, Choices, Plan, Strategy, Walk};
