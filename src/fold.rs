@@ -203,7 +203,13 @@ impl<'a, T: Real> Fold<'a, T> {
         check_length("running_var", Some(self.variance), channels)?;
         check_length("batch norm weight", self.weight, channels)?;
         check_length("batch norm bias", self.bias, channels)?;
-        check_variance(self.variance.iter().map(|&v| v.into()))?;
+        if let Some((problem, remedy)) = negative(self.variance) {
+            return Err(Error::Argument {
+                tensor: "running_var",
+                problem,
+                remedy: remedy.into(),
+            });
+        }
         let invstd = self.variance.iter().map(|&variance| {
             let v: f64 = variance.into() + self.eps;
             if v == 0.0 || v > f64::from(f32::MAX) {
@@ -240,17 +246,13 @@ fn check_length<T>(tensor: &'static str, vector: Option<&[T]>, channels: usize) 
     }
 }
 
-/// No variance may be negative. A NaN may pass: a diverged channel is still a state, and the NaN stays in it.
-pub(crate) fn check_variance(variance: impl IntoIterator<Item = f64>) -> Result<()> {
-    match variance.into_iter().enumerate().find(|(_, v)| *v < 0.0) {
-        None => Ok(()),
-        Some((channel, given)) => Err(Error::Argument {
-            tensor: "running_var",
-            problem: format!("channel {channel} has variance {given}"),
-            remedy: "a variance is 0 or more; give σ² and neither its logarithm nor its inverse"
-                .into(),
-        }),
-    }
+/// What is wrong with a variance and what to do, where one is negative. A NaN may pass: a channel that diverged is still
+/// a state, and the NaN stays in it.
+pub(crate) fn negative<T: Real>(variance: &[T]) -> Option<(String, &'static str)> {
+    let (channel, given) =
+        (variance.iter().map(|&v| v.into()).enumerate()).find(|(_, v)| *v < 0.0)?;
+    let remedy = "a variance is 0 or more; give σ² and neither its logarithm nor its inverse";
+    Some((format!("channel {channel} has variance {given}"), remedy))
 }
 
 fn rows(shape: &[usize], layout: WeightLayout, length: usize) -> Result<Rows> {

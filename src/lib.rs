@@ -34,6 +34,7 @@
 //! # Features
 //! - `device`: [`Gpu`], an adapter and a device for programs that have none, and wgpu's native backends.
 //! - `ndarray`: [`reference`](mod@reference), the definition in f64; with `device` also passes over host arrays.
+//! - `state`: `State`, a layer's parameters and statistics in safetensors files, under PyTorch's or Keras' names.
 //!
 //! # Example
 //! A plan needs no GPU:
@@ -64,6 +65,8 @@ mod probe;
 mod problem;
 #[cfg(feature = "ndarray")]
 pub mod reference;
+#[cfg(feature = "state")]
+mod state;
 
 #[cfg(all(feature = "ndarray", feature = "device"))]
 pub use arrays::{
@@ -81,8 +84,10 @@ pub use kernels::{Kernel, Kernels};
 pub use layer::{Batch, BatchNorm};
 pub use plan::{Caps, Choices, Plan, Strategy, Walk};
 pub use problem::{Activation, Momentum, Preset, Problem, RunningVariance};
+#[cfg(feature = "state")]
+pub use state::{Naming, State, StateReadback};
 
 /// The code of the README, which runs as tests of the documentation.
-#[cfg(all(doctest, feature = "ndarray", feature = "device"))]
+#[cfg(all(doctest, feature = "ndarray", feature = "device", feature = "state"))]
 #[doc = include_str!("../README.md")]
 pub struct ReadmeDoctests;

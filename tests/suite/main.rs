@@ -6,6 +6,7 @@ mod bad_input;
 mod numerics;
 mod plans;
 mod properties;
+mod state;
 
 use std::sync::{Arc, LazyLock, Mutex};
 
