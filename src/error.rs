@@ -155,6 +155,16 @@ pub enum Error {
         /// The shape that is needed.
         expected: Vec<usize>,
     },
+    /// A file with a layer's state cannot be read, understood or written.
+    #[error("{file}: {problem}; {remedy}")]
+    File {
+        /// Its path, or that it is bytes.
+        file: String,
+        /// What is wrong, with the tensor's name where one is at fault.
+        problem: String,
+        /// What to do.
+        remedy: String,
+    },
     /// No adapter matches.
     #[error("no GPU adapter{wanted}: {found}")]
     NoAdapter {

@@ -308,6 +308,72 @@ impl BatchNorm {
     }
 }
 
+/// The layer's parameters and statistics to and from the host.
+#[cfg(feature = "state")]
+impl BatchNorm {
+    /// Writes a state through the queue. What it lacks stays as it is on the layer; on a new one that is weight 1, bias
+    /// 0, running mean 0, running variance 1 and no batches. Gradients and saved statistics are left alone.
+    ///
+    /// Keras' files count no batches. With [`Momentum::Cumulative`](crate::Momentum::Cumulative) give a number too: a
+    /// count of 0 makes the next training batch replace the running statistics.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where a vector is not `[C]`; [`Error::Argument`] for a negative variance, a mean without variance
+    /// or the other way round, or more batches than a u32 counts; [`Error::Device`]. Nothing is written then, but for
+    /// the last.
+    pub fn set_state(&self, queue: &wgpu::Queue, state: &crate::State) -> Result<()> {
+        let channels = self.problem.channels;
+        let vectors = state.checked(channels)?;
+        let batches = state.num_batches_tracked.map(u32::try_from).transpose();
+        let batches = batches.map_err(|_| Error::Argument {
+            tensor: "num_batches_tracked",
+            problem: "it is beyond the u32 that the device counts with".into(),
+            remedy: format!("give at most {}", u32::MAX),
+        })?;
+        let batches = batches.map(|batches| vec![f32::from_bits(batches); channels]);
+        let places = [
+            (&self.affine, 0),
+            (&self.affine, 1),
+            (&self.running, 0),
+            (&self.running, 1),
+        ];
+        let rows = places.into_iter().zip(vectors);
+        let rows = rows.chain([((&self.running, 2), batches.as_deref())]);
+        let scopes = crate::kernels::ErrorScopes::push(self.kernels.device());
+        for ((buffer, row), vector) in rows {
+            if let Some(vector) = vector {
+                let offset = row * channels as u64 * 4;
+                queue.write_buffer(buffer, offset, bytemuck::cast_slice(vector));
+            }
+        }
+        crate::record::settle(scopes, "writing a layer's state")
+    }
+
+    /// Submits a copy of the layer's state, as it is after everything submitted before, and gives a future of it.
+    /// Everything in the state is there, whether or not the layer has been trained.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where there is no memory left.
+    pub fn submit_and_read_state(&self, queue: &wgpu::Queue) -> Result<crate::StateReadback> {
+        let device = self.kernels.device();
+        let scopes = crate::kernels::ErrorScopes::push(device);
+        let staging = device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("batchnorm state"),
+            size: self.affine.size() + self.running.size(),
+            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        let mut encoder = device.create_command_encoder(&Default::default());
+        let (affine, running) = (&self.affine, &self.running);
+        encoder.copy_buffer_to_buffer(affine, 0, &staging, 0, affine.size());
+        encoder.copy_buffer_to_buffer(running, 0, &staging, affine.size(), running.size());
+        queue.submit([encoder.finish()]);
+        let readback = crate::StateReadback::new(device, staging, self.problem.channels);
+        crate::record::settle(scopes, "reading a layer's state")?;
+        Ok(readback)
+    }
+}
+
 fn fill(buffer: &wgpu::Buffer, offset: u64, values: &[f32]) -> Result<()> {
     let bytes: &[u8] = bytemuck::cast_slice(values);
     // Mapped ranges start at multiples of 8.

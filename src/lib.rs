@@ -16,6 +16,8 @@
 //! ([`Reduce`], [`Combine`], [`Finalize`], [`Normalize`], [`BackwardReduce`], [`BackwardApply`]), for pipelines that
 //! fuse them and for statistics over several devices.
 //!
+//! [`Fold`] takes the inference form into the layer before it, on the host.
+//!
 //! The library creates no device, submits nothing and does not block, except in [`Gpu`]'s conveniences, whose
 //! documentation says so. No input makes it panic: see [`Error`].
 //!
@@ -32,6 +34,7 @@
 //! # Features
 //! - `device`: [`Gpu`], an adapter and a device for programs that have none, and wgpu's native backends.
 //! - `ndarray`: [`reference`](mod@reference), the definition in f64; with `device` also passes over host arrays.
+//! - `state`: `State`, a layer's parameters and statistics in safetensors files, under PyTorch's or Keras' names.
 //!
 //! # Example
 //! A plan needs no GPU:
@@ -54,6 +57,7 @@ mod arrays;
 mod device;
 mod encode;
 mod error;
+mod fold;
 mod kernels;
 mod layer;
 mod plan;
@@ -63,6 +67,8 @@ mod problem;
 mod record;
 #[cfg(feature = "ndarray")]
 pub mod reference;
+#[cfg(feature = "state")]
+mod state;
 
 pub use arguments::{
     Backward, BackwardApply, BackwardReduce, BufferRange, Combine, Finalize, ForwardTraining,
@@ -76,12 +82,15 @@ pub use arrays::{
 pub use device::Gpu;
 pub use encode::{Operation, Prepared};
 pub use error::{Error, Result};
+pub use fold::{Fold, Real, WeightLayout};
 pub use kernels::{Kernel, Kernels};
 pub use layer::{Batch, BatchNorm};
 pub use plan::{Caps, Choices, Plan, Strategy, Walk};
 pub use problem::{Activation, Dtype, Momentum, Preset, Problem, RunningVariance};
+#[cfg(feature = "state")]
+pub use state::{Naming, State, StateReadback};
 
 /// The code of the README, which runs as tests of the documentation.
-#[cfg(all(doctest, feature = "ndarray", feature = "device"))]
+#[cfg(all(doctest, feature = "ndarray", feature = "device", feature = "state"))]
 #[doc = include_str!("../README.md")]
 pub struct ReadmeDoctests;

@@ -8,6 +8,7 @@ mod literature;
 mod numerics;
 mod plans;
 mod properties;
+mod state;
 mod types;
 
 use std::sync::{Arc, LazyLock, Mutex};
