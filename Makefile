@@ -16,6 +16,9 @@ endif
 # No "Leaving directory" after the summary of a nested `make test`.
 MAKEFLAGS += --no-print-directory
 
+# Mesa complains where there is none.
+export XDG_RUNTIME_DIR := $(or $(XDG_RUNTIME_DIR),$(TMPDIR),/tmp)
+
 .DEFAULT_GOAL := help
 .PHONY: help adapter demo test lint check matrix clean
 

@@ -19,6 +19,9 @@ pub struct BatchNorm {
     running: wgpu::Buffer,
     saved: wgpu::Buffer,
     grad_affine: wgpu::Buffer,
+    updates_running: bool,
+    trains_affine: bool,
+    accumulates: bool,
 }
 
 /// The tensors of one pass through a [`BatchNorm`], and its batch: how many outer and inner indices they have.
@@ -101,7 +104,31 @@ impl BatchNorm {
             running,
             saved,
             grad_affine,
+            updates_running: true,
+            trains_affine: true,
+            accumulates: false,
         })
+    }
+
+    /// Whether training passes update the running statistics; they do unless this says otherwise. (PyTorch's
+    /// `track_running_stats`, for the passes that are bound from now on.)
+    pub fn update_running(mut self, update: bool) -> Self {
+        self.updates_running = update;
+        self
+    }
+
+    /// Whether backward passes compute the gradients of weight and bias; they do unless this says otherwise. (PyTorch's
+    /// `requires_grad` of the two.)
+    pub fn train_affine(mut self, train: bool) -> Self {
+        self.trains_affine = train;
+        self
+    }
+
+    /// Whether backward passes add the gradients of weight and bias to what is there, or overwrite it, which they do
+    /// unless this says otherwise.
+    pub fn accumulate(mut self, accumulate: bool) -> Self {
+        self.accumulates = accumulate;
+        self
     }
 
     /// Weight and bias, `[2, C]` f32.
@@ -200,8 +227,10 @@ impl BatchNorm {
     ) -> Result<Operation> {
         let mut args = ForwardTraining::new(batch.input, output)
             .affine_packed(&self.affine)
-            .running(&self.running)
             .saved(&self.saved);
+        if self.updates_running {
+            args = args.running(&self.running);
+        }
         if let Some(residual) = batch.residual {
             args = args.residual(residual);
         }
@@ -242,17 +271,44 @@ impl BatchNorm {
     ) -> Result<Operation> {
         let (grad_output, grad_input): (BufferRange<'_>, BufferRange<'_>) =
             (grad_output.into(), grad_input.into());
-        let mut args = Backward::new(batch.input, &self.saved, grad_output, grad_input)
-            .affine_packed(&self.affine)
-            .grad_affine_packed(&self.grad_affine);
-        if let Some(residual) = batch.residual {
-            args = args.residual(residual);
+        let args = Backward::new(batch.input, &self.saved, grad_output, grad_input);
+        self.bind_backward_by(args, batch, grad_residual)
+    }
+
+    /// Binds a backward pass through the running statistics, which do not depend on the input (a frozen layer). Its
+    /// forward pass is the inference one.
+    ///
+    /// # Errors
+    /// As [`BatchNorm::bind_backward`].
+    pub fn bind_frozen_backward<'a>(
+        &self,
+        batch: &Batch<'a>,
+        grad_output: impl Into<BufferRange<'a>>,
+        grad_input: impl Into<BufferRange<'a>>,
+        grad_residual: Option<BufferRange<'a>>,
+    ) -> Result<Operation> {
+        let (grad_output, grad_input): (BufferRange<'_>, BufferRange<'_>) =
+            (grad_output.into(), grad_input.into());
+        let args = Backward::frozen(batch.input, &self.running, grad_output, grad_input);
+        self.bind_backward_by(args, batch, grad_residual)
+    }
+
+    fn bind_backward_by(
+        &self,
+        args: Backward<'_>,
+        batch: &Batch<'_>,
+        grad_residual: Option<BufferRange<'_>>,
+    ) -> Result<Operation> {
+        let mut args = Backward {
+            residual: batch.residual,
+            mask: batch.mask,
+            grad_residual,
+            accumulate: self.accumulates,
+            ..args
         }
-        if let Some(mask) = batch.mask {
-            args = args.mask(mask);
-        }
-        if let Some(grad) = grad_residual {
-            args = args.grad_residual(grad);
+        .affine_packed(&self.affine);
+        if self.trains_affine {
+            args = args.grad_affine_packed(&self.grad_affine);
         }
         self.prepare(batch)?.bind_backward(&args)
     }

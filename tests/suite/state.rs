@@ -4,6 +4,7 @@ use wgpu_batchnorm::{Batch, BatchNorm, Error, Gpu, Momentum, Naming, Preset, Pro
 use wgpu_batchnorm_cli::check::{Data, Random, input};
 
 use crate::api::{empty, storage};
+use crate::conformance::path;
 use crate::on_every_adapter;
 
 const CHANNELS: usize = 7;
@@ -244,5 +245,46 @@ fn a_state_that_does_not_fit_is_refused() {
             &["num_batches_tracked", "4294967295"],
         );
         assert_eq!(state(gpu, &layer), before);
+    });
+}
+
+/// Files that PyTorch and Keras wrote, into a layer and out again: to the bit. What was saved here went through
+/// `torch.nn.BatchNorm2d` and back (tests/conformance/roundtrip.py), and is still the same. After a change that is meant:
+/// `UPDATE_STATES=1 cargo test states_of`, then the script.
+#[test]
+fn states_of_pytorch_and_keras_keep_their_bits() {
+    on_every_adapter(|gpu| {
+        for (file, naming, prefix) in [
+            ("state_pytorch.safetensors", Naming::Pytorch, "layer1.bn."),
+            ("state_pytorch.safetensors", Naming::Pytorch, "layer2.bn."),
+            ("state_pytorch_plain.safetensors", Naming::Pytorch, ""),
+            ("state_keras.safetensors", Naming::Keras, "block1_bn/"),
+            ("state_keras.safetensors", Naming::Keras, ""),
+        ] {
+            let theirs = State::load(path(file), prefix).unwrap();
+            let channels = theirs.running_mean.as_ref().unwrap().len();
+            let problem = Problem::nchw([4, channels, 5, 5]);
+            let layer = BatchNorm::new(&gpu.kernels, &problem).unwrap();
+            layer.set_state(&gpu.queue, &theirs).unwrap();
+            let mut ours = state(gpu, &layer);
+            if naming == Naming::Keras {
+                ours.num_batches_tracked = None; // Keras counts none
+            }
+            assert_eq!(ours, theirs, "{file} {prefix}");
+            let bytes = ours.to_bytes(naming, prefix).unwrap();
+            assert_eq!(State::from_bytes(&bytes, prefix).unwrap(), theirs);
+            if prefix == "layer1.bn." {
+                let saved_here = path("state_saved_here.safetensors");
+                if std::env::var_os("UPDATE_STATES").is_some() {
+                    ours.save(&saved_here, naming, prefix).unwrap();
+                }
+                assert!(
+                    std::fs::read(saved_here).unwrap() == bytes,
+                    "the file changed"
+                );
+                let back = path("state_back_from_pytorch.safetensors");
+                assert_eq!(State::load(back, prefix).unwrap(), theirs);
+            }
+        }
     });
 }

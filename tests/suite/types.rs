@@ -2,8 +2,8 @@
 
 use ndarray::{Array1, Array2};
 use wgpu_batchnorm::{
-    Activation, Arrays, Backward, BufferRange, Choices, Dtype, ForwardTraining, Gpu, Inference,
-    Normalize, Plan, Prepared, Problem, RunningArrays, Through, Walk,
+    Activation, Arrays, Backward, Batch, BatchNorm, BufferRange, Choices, Dtype, ForwardTraining,
+    Gpu, Inference, Normalize, Plan, Prepared, Problem, RunningArrays, Through, Walk,
 };
 use wgpu_batchnorm_cli::check::{Data, Random, input, stored};
 
@@ -488,6 +488,56 @@ fn choices_are_independent() {
             assert!(floats(gpu, &grads).iter().all(|v| *v != 0.0));
         }
         assert_eq!(floats(gpu, &running), moved);
+    });
+}
+
+/// The layer's switches: running statistics that stay, parameters without gradients, gradients that add up, a frozen
+/// backward pass.
+#[test]
+fn a_layer_leaves_alone_what_it_is_told_to() {
+    on_every_adapter(|gpu| {
+        let problem = Problem::nchw([4, 3, 4, 4]);
+        let host = input(Data::Normal(1.0, 2.0), &problem, &mut Random::new(12));
+        let x = storage(gpu, host.as_slice().unwrap());
+        let n = problem.elements() as usize;
+        let (y, dx) = (empty(gpu, n), empty(gpu, n));
+        let batch = Batch::new(4, 16, &x);
+        let layer = || BatchNorm::new(&gpu.kernels, &problem).unwrap();
+        let train = |layer: &BatchNorm| {
+            run(
+                gpu,
+                &[
+                    &layer.bind_training(&batch, &y).unwrap(),
+                    &layer.bind_backward(&batch, &x, &dx, None).unwrap(),
+                ],
+            )
+        };
+        let plain = layer();
+        let fresh = floats(gpu, plain.running());
+        train(&plain);
+        assert_ne!(floats(gpu, plain.running()), fresh);
+        let once = floats(gpu, plain.grad_affine());
+        assert!(once.iter().all(|v| *v != 0.0));
+        train(&plain);
+        assert_eq!(floats(gpu, plain.grad_affine()), once, "overwritten");
+
+        let still = layer().update_running(false).train_affine(false);
+        train(&still);
+        assert_eq!(floats(gpu, still.running()), fresh);
+        assert_eq!(floats(gpu, still.grad_affine()), [0.0; 6]);
+
+        let adding = layer().accumulate(true);
+        train(&adding);
+        train(&adding);
+        let twice: Vec<f32> = once.iter().map(|v| v + v).collect();
+        assert_eq!(floats(gpu, adding.grad_affine()), twice);
+
+        let frozen = layer().bind_frozen_backward(&batch, &x, &dx, None).unwrap();
+        run(gpu, &[&frozen]);
+        // Mean 0, variance 1, weight 1: dx = dy/√(1 + ε).
+        for (dx, dy) in floats(gpu, &dx).iter().zip(&host) {
+            assert!((dx - dy / 1.00001f32.sqrt()).abs() <= 1e-6 * dy.abs());
+        }
     });
 }
 
