@@ -100,7 +100,7 @@ impl<'a> Running<'a> {
         }
     }
 
-    /// The number of batches so far, `[C]` u32, all equal. [`Momentum::Cumulative`] needs it.
+    /// The number of batches so far, `[C]` u32, all equal. [`Momentum::Cumulative`](crate::Momentum::Cumulative) needs it.
     pub fn batches(mut self, batches: impl Into<BufferRange<'a>>) -> Self {
         self.batches = Some(batches.into());
         self

@@ -241,7 +241,7 @@ impl Given {
             let mut results = vec![
                 ("output", flat(&got.output)),
                 ("save_mean", got.saved.mean().to_vec()),
-                ("save_invstd", flat(&got.saved.invstd())),
+                ("save_invstd", flat(got.saved.invstd())),
             ];
             if let Some(after) = got.running {
                 results.extend([
