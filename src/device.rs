@@ -121,6 +121,8 @@ impl Gpu {
     pub async fn with_limits_async(adapter: wgpu::Adapter, limits: wgpu::Limits) -> Result<Self> {
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("batchnorm"),
+            // To time what runs; nothing else needs a feature.
+            required_features: adapter.features() & wgpu::Features::TIMESTAMP_QUERY,
             required_limits: limits,
             ..wgpu::DeviceDescriptor::default()
         };

@@ -31,6 +31,62 @@ pub enum Command {
     Backward(FileArgs),
     /// Check the GPU against the f64 reference over a matrix of shapes and data
     Check(CheckArgs),
+    /// Time operations against a copy of the same tensor on the same adapter
+    Bench(BenchArgs),
+}
+
+/// Options of `bench`.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// Which device and kernels
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// Shapes in memory order, with `:last` where the channels are last and a type if not f32: 32x64x56x56,
+    /// 32x28x28x256:last:bf16. Without any, the headline set
+    #[arg(long, value_name = "SHAPE,...", value_delimiter = ',')]
+    pub shapes: Vec<String>,
+    /// Types, instead of what the shapes name
+    #[arg(long, value_enum, value_delimiter = ',')]
+    pub dtype: Vec<DtypeName>,
+    /// Operations; all three without any
+    #[arg(long, value_enum, value_delimiter = ',')]
+    pub op: Vec<OpName>,
+    /// Repetitions in one submit, instead of as many as take about 50 ms
+    #[arg(long, value_name = "N")]
+    pub repetitions: Option<usize>,
+    /// Rounds in which the operation and the copies take turns; the median counts
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub rounds: usize,
+    /// Write the figures as JSON; `-` is stdout
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Write one page with plots; `-` is stdout
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// Measure nothing: put reports of other runs, machines or peers side by side
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    pub compare: Vec<PathBuf>,
+}
+
+impl BenchArgs {
+    /// The types that were named.
+    pub fn dtypes(&self) -> Vec<Dtype> {
+        self.dtype.iter().map(|dtype| dtype.dtype()).collect()
+    }
+}
+
+/// `--op`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs)]
+pub enum OpName {
+    #[value(
+        name = "forward_training",
+        alias = "forward",
+        alias = "forward-training"
+    )]
+    ForwardTraining,
+    Inference,
+    Backward,
 }
 
 /// Options of `forward` and `backward`.
@@ -117,11 +173,7 @@ impl CheckArgs {
     /// Which part of the matrix is wanted.
     pub fn filter(&self) -> Filter {
         Filter {
-            dtype: self.dtype.map(|dtype| match dtype {
-                DtypeName::F32 => Dtype::F32,
-                DtypeName::F16 => Dtype::F16,
-                DtypeName::Bf16 => Dtype::Bf16,
-            }),
+            dtype: self.dtype.map(DtypeName::dtype),
             activation: self.activation,
             layout: self.layout.map(|layout| match layout {
                 LayoutName::Planar => Layout::Planar,
@@ -138,6 +190,16 @@ pub enum DtypeName {
     F32,
     F16,
     Bf16,
+}
+
+impl DtypeName {
+    fn dtype(self) -> Dtype {
+        match self {
+            DtypeName::F32 => Dtype::F32,
+            DtypeName::F16 => Dtype::F16,
+            DtypeName::Bf16 => Dtype::Bf16,
+        }
+    }
 }
 
 /// `--layout`.

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use wgpu_batchnorm_cli::args::{Cli, Command};
-use wgpu_batchnorm_cli::{check, info, run};
+use wgpu_batchnorm_cli::{bench, check, info, run};
 
 fn main() -> ExitCode {
     quiet_wayland();
@@ -14,6 +14,7 @@ fn main() -> ExitCode {
         Command::Forward(args) => run::run(&args, false),
         Command::Backward(args) => run::run(&args, true),
         Command::Check(args) => check::run(&args),
+        Command::Bench(args) => bench::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,0 +1,308 @@
+//! `bench`: how long operations take, against a copy of the same tensor on the same adapter in the same run.
+//!
+//! GPU time by timestamps, as the slope between one and several repetitions in one submit; the median over rounds in which
+//! the operation and the copies take turns. Results are checked before anything is timed.
+
+mod report;
+mod subject;
+mod timer;
+
+use std::io::IsTerminal;
+
+use anyhow::{Context, Result, ensure};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use wgpu_batchnorm::{Gpu, Plan};
+
+use crate::args::BenchArgs;
+use crate::info::print;
+pub use report::{Machine, Measurement, Report};
+use subject::Bound;
+pub use subject::{Op, Subject};
+use timer::{Timer, median};
+
+/// Copy kernels to choose the floor from: lanes, workgroups.
+const COPIES: [(u32, u32); 6] = [
+    (64, 128),
+    (64, 512),
+    (64, 2048),
+    (256, 128),
+    (256, 512),
+    (256, 2048),
+];
+/// Memory that buffer sets may take together.
+const MOST_BYTES: u64 = 4 << 30;
+/// A last-level cache larger than those of most GPUs; on a software adapter cold and hot are the same.
+const CACHE_BYTES: u64 = 64 << 20;
+
+/// Runs `bench`.
+///
+/// # Errors
+/// One line: no adapter, a shape that cannot be, a result that is wrong, a file that cannot be written.
+pub fn run(args: &BenchArgs) -> Result<()> {
+    let report = if args.compare.is_empty() {
+        measure(args)?
+    } else {
+        Report::merged(&args.compare)?
+    };
+    if let Some(path) = &args.json {
+        report.write_json(path)?;
+    }
+    if let Some(path) = &args.html {
+        report.write_html(path)?;
+    }
+    // Where a file goes to stdout, nothing else does.
+    let to_stdout = [&args.json, &args.html]
+        .into_iter()
+        .flatten()
+        .any(|path| path.as_os_str() == "-");
+    if !to_stdout {
+        print(report.text())?;
+    }
+    Ok(())
+}
+
+fn measure(args: &BenchArgs) -> Result<Report> {
+    let gpu = Gpu::find(args.device.backends(), args.device.adapter.as_deref())?;
+    let info = gpu.adapter.get_info();
+    let software = info.device_type == wgpu::DeviceType::Cpu;
+    let subjects = subject::chosen(args, software)?;
+    let timer = Timer::new(&gpu);
+    let copies = CopyKernels::new(&gpu);
+    let bar = ProgressBar::with_draw_target(
+        Some(subjects.len() as u64),
+        if std::io::stderr().is_terminal() {
+            ProgressDrawTarget::stderr()
+        } else {
+            ProgressDrawTarget::hidden()
+        },
+    );
+    bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}")?);
+    let empty_ms = copies.empty_dispatch(&timer)?;
+    let mut results = Vec::new();
+    for subject in &subjects {
+        bar.set_message(subject.to_string());
+        let caches: &[bool] = if software { &[true] } else { &[true, false] };
+        for &cold in caches {
+            let measured = one(&gpu, &timer, &copies, subject, cold, args, empty_ms);
+            results.push(measured.with_context(|| subject.to_string())?);
+        }
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    Ok(Report::new(&gpu, timer.kind(), empty_ms, results))
+}
+
+/// Measures one operation on one shape.
+fn one(
+    gpu: &Gpu,
+    timer: &Timer<'_>,
+    copies: &CopyKernels<'_>,
+    subject: &Subject,
+    cold: bool,
+    args: &BenchArgs,
+    empty_ms: f64,
+) -> Result<Measurement> {
+    let plan = Plan::with(&subject.problem, gpu.kernels.caps(), &args.device.choices())?;
+    let bytes = subject.problem.bytes();
+    let software = gpu.kernels.caps().device_type == wgpu::DeviceType::Cpu;
+    let set = bytes * subject.op.tensors();
+    let sets = if cold && !software {
+        (4 * CACHE_BYTES)
+            .div_ceil(set)
+            .min(MOST_BYTES / set)
+            .clamp(1, 64)
+    } else {
+        1
+    };
+    let bound = (0..sets)
+        .map(|i| Bound::new(gpu, &plan, subject, i))
+        .collect::<Result<Vec<_>>>()?;
+    bound[0].check(gpu, subject)?;
+
+    let pairs: Vec<_> = bound.iter().map(|b| (&b.input, &b.output)).collect();
+    let copy = copies.bind(&pairs);
+    let work = |pass: &mut wgpu::ComputePass<'_>, i: usize| {
+        bound[i % bound.len()].operation.encode_in(pass);
+    };
+    // As many repetitions as make a submit of about 50 ms, 16 at least.
+    let first = timer.slope(&work, 2)?.max(1e-3);
+    let times = args
+        .repetitions
+        .unwrap_or(((50.0 / first) as usize).clamp(16, 512))
+        .max(2);
+    let best = copy.fastest(timer, times)?;
+    let (mut op_ms, mut copy_ms, mut buffer_ms) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..args.rounds.max(1) {
+        op_ms.push(timer.slope(&work, times)?);
+        copy_ms.push(timer.slope(&copy.work(best), times)?);
+        buffer_ms.push(timer.buffer_copy(&pairs, times)?);
+    }
+    let (median_ms, copy_ms) = (median(&mut op_ms), median(&mut copy_ms));
+    let moved = bytes * subject.op.passes();
+    let (lanes, groups) = COPIES[best];
+    Ok(Measurement {
+        op: subject.op.name().into(),
+        shape: subject.shape.clone(),
+        channel_axis: subject.channel_axis,
+        dtype: subject.problem.dtype.to_string(),
+        strategy: plan.strategy().to_string(),
+        cache: if cold { "cold" } else { "hot" }.into(),
+        median_ms,
+        copy_ms,
+        copy_kernel: format!("vec4, {lanes} lanes, {groups} workgroups"),
+        buffer_copy_ms: median(&mut buffer_ms),
+        // Where dispatches by themselves are most of it, a ratio says nothing.
+        copy_ratio: (copy_ms > 10.0 * empty_ms).then(|| median_ms / copy_ms),
+        gb_per_s: moved as f64 / median_ms / 1e6,
+        bytes: moved,
+        dispatches: bound[0].operation.dispatches(),
+        repetitions: times,
+        spread: spread(&op_ms),
+    })
+}
+
+/// (largest - smallest) / median over the rounds.
+fn spread(sorted: &[f64]) -> f64 {
+    match (sorted.first(), sorted.last()) {
+        (Some(low), Some(high)) => (high - low) / sorted[sorted.len() / 2],
+        _ => f64::NAN,
+    }
+}
+
+struct CopyKernels<'a> {
+    gpu: &'a Gpu,
+    layout: wgpu::BindGroupLayout,
+    pipelines: Vec<wgpu::ComputePipeline>,
+    nothing: wgpu::ComputePipeline,
+}
+
+/// The copy kernels on the buffers of a subject.
+struct BoundCopies<'a> {
+    kernels: &'a CopyKernels<'a>,
+    groups: Vec<wgpu::BindGroup>,
+}
+
+impl<'a> CopyKernels<'a> {
+    fn new(gpu: &'a Gpu) -> Self {
+        let device = &gpu.device;
+        let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
+            label: Some("copy"),
+            source: wgpu::ShaderSource::Wgsl(include_str!("bench/copy.wgsl").into()),
+        });
+        let entry = |binding, read_only| wgpu::BindGroupLayoutEntry {
+            binding,
+            visibility: wgpu::ShaderStages::COMPUTE,
+            ty: wgpu::BindingType::Buffer {
+                ty: wgpu::BufferBindingType::Storage { read_only },
+                has_dynamic_offset: false,
+                min_binding_size: None,
+            },
+            count: None,
+        };
+        let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+            label: Some("copy"),
+            entries: &[entry(0, true), entry(1, false)],
+        });
+        let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: Some("copy"),
+            bind_group_layouts: &[Some(&layout)],
+            immediate_size: 0,
+        });
+        let pipeline = |entry_point, lanes: u32| {
+            device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+                label: Some(entry_point),
+                layout: Some(&pipeline_layout),
+                module: &module,
+                entry_point: Some(entry_point),
+                compilation_options: wgpu::PipelineCompilationOptions {
+                    constants: &[("WORKGROUP", f64::from(lanes))],
+                    ..Default::default()
+                },
+                cache: None,
+            })
+        };
+        CopyKernels {
+            gpu,
+            pipelines: COPIES
+                .iter()
+                .map(|(lanes, _)| pipeline("copy", *lanes))
+                .collect(),
+            nothing: pipeline("nothing", 64),
+            layout,
+        }
+    }
+
+    fn bind(&'a self, pairs: &[(&wgpu::Buffer, &wgpu::Buffer)]) -> BoundCopies<'a> {
+        let group = |(from, to): &(&wgpu::Buffer, &wgpu::Buffer)| {
+            self.gpu
+                .device
+                .create_bind_group(&wgpu::BindGroupDescriptor {
+                    label: Some("copy"),
+                    layout: &self.layout,
+                    entries: &[
+                        wgpu::BindGroupEntry {
+                            binding: 0,
+                            resource: from.as_entire_binding(),
+                        },
+                        wgpu::BindGroupEntry {
+                            binding: 1,
+                            resource: to.as_entire_binding(),
+                        },
+                    ],
+                })
+        };
+        BoundCopies {
+            kernels: self,
+            groups: pairs.iter().map(group).collect(),
+        }
+    }
+
+    /// Milliseconds of a dispatch that does nothing, one after the other.
+    fn empty_dispatch(&self, timer: &Timer<'_>) -> Result<f64> {
+        let buffer = |label| {
+            self.gpu.device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some(label),
+                size: 256,
+                usage: wgpu::BufferUsages::STORAGE,
+                mapped_at_creation: false,
+            })
+        };
+        let (a, b) = (buffer("a"), buffer("b"));
+        let bound = self.bind(&[(&a, &b)]);
+        let work = |pass: &mut wgpu::ComputePass<'_>, _| {
+            pass.set_pipeline(&self.nothing);
+            pass.set_bind_group(0, &bound.groups[0], &[]);
+            pass.dispatch_workgroups(1, 1, 1);
+        };
+        let mut times = (0..5)
+            .map(|_| timer.slope(&work, 64))
+            .collect::<Result<Vec<_>>>()?;
+        Ok(median(&mut times))
+    }
+}
+
+impl BoundCopies<'_> {
+    fn work(&self, kernel: usize) -> impl Fn(&mut wgpu::ComputePass<'_>, usize) {
+        move |pass, i| {
+            pass.set_pipeline(&self.kernels.pipelines[kernel]);
+            pass.set_bind_group(0, &self.groups[i % self.groups.len()], &[]);
+            pass.dispatch_workgroups(COPIES[kernel].1, 1, 1);
+        }
+    }
+
+    /// The number of the kernel that copies these buffers fastest.
+    fn fastest(&self, timer: &Timer<'_>, times: usize) -> Result<usize> {
+        let mut best = (f64::INFINITY, 0);
+        for kernel in 0..COPIES.len() {
+            let mut taken = (0..3)
+                .map(|_| timer.slope(&self.work(kernel), times.min(32)))
+                .collect::<Result<Vec<_>>>()?;
+            let taken = median(&mut taken);
+            if taken < best.0 {
+                best = (taken, kernel);
+            }
+        }
+        ensure!(best.0.is_finite(), "no copy kernel could be timed");
+        Ok(best.1)
+    }
+}

@@ -1,0 +1,592 @@
+//! What was measured, as JSON, as a terminal table and as a page.
+
+use std::fmt::Write as _;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use comfy_table::{CellAlignment, Table, presets};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use wgpu_batchnorm::Gpu;
+
+use super::subject::shape_text;
+
+/// One row: an operation on a shape.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Measurement {
+    /// `forward_training`, `inference` or `backward`.
+    pub op: String,
+    /// In memory order.
+    pub shape: Vec<usize>,
+    /// From 0.
+    pub channel_axis: usize,
+    /// `f32`, `f16` or `bf16`.
+    pub dtype: String,
+    /// How the work was cut.
+    pub strategy: String,
+    /// `cold` or `hot`.
+    pub cache: String,
+    /// Of everything that the operation dispatches.
+    pub median_ms: f64,
+    /// Of the fastest copy kernel from input to output.
+    #[serde(default)]
+    pub copy_ms: f64,
+    /// Which one that was.
+    #[serde(default)]
+    pub copy_kernel: String,
+    /// Of `copy_buffer_to_buffer`.
+    #[serde(default)]
+    pub buffer_copy_ms: f64,
+    /// `median_ms / copy_ms`; none where dispatches by themselves are most of it.
+    #[serde(default)]
+    pub copy_ratio: Option<f64>,
+    /// Bytes that the strategy moves, over the time.
+    #[serde(default)]
+    pub gb_per_s: f64,
+    /// These bytes.
+    #[serde(default)]
+    pub bytes: u64,
+    /// Of one operation.
+    #[serde(default)]
+    pub dispatches: usize,
+    /// In one submit.
+    #[serde(default)]
+    pub repetitions: usize,
+    /// (largest - smallest) / median over the rounds.
+    #[serde(default)]
+    pub spread: f64,
+}
+
+impl Measurement {
+    fn shape_text(&self) -> String {
+        shape_text(&self.shape, self.channel_axis)
+    }
+
+    fn elements(&self) -> f64 {
+        self.shape.iter().map(|&d| d as f64).product()
+    }
+
+    /// In copies, the least that memory allows: on chip, and read twice.
+    fn ideal(&self) -> (f64, f64) {
+        match self.op.as_str() {
+            "inference" => (1.0, 1.0),
+            "backward" => (1.5, 2.5),
+            _ => (1.0, 1.5),
+        }
+    }
+}
+
+/// One machine's results: an adapter, or a peer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Machine {
+    /// Name, backend, type, driver.
+    pub adapter: Value,
+    /// How times were taken.
+    #[serde(default)]
+    pub timer: String,
+    /// Of a dispatch that does nothing.
+    #[serde(default)]
+    pub empty_dispatch_ms: f64,
+    /// One per operation and shape.
+    pub results: Vec<Measurement>,
+}
+
+impl Machine {
+    fn title(&self) -> String {
+        let text = |key: &str| self.adapter[key].as_str().unwrap_or_default();
+        let title = format!("{} ({})", text("name"), text("backend"));
+        title.replace(" ()", "")
+    }
+}
+
+/// One machine or several.
+#[derive(Debug, Clone)]
+pub struct Report {
+    machines: Vec<Machine>,
+}
+
+impl Report {
+    pub(crate) fn new(
+        gpu: &Gpu,
+        timer: &str,
+        empty_dispatch_ms: f64,
+        results: Vec<Measurement>,
+    ) -> Self {
+        Report {
+            machines: vec![Machine {
+                adapter: crate::info::adapter(&gpu.adapter),
+                timer: timer.into(),
+                empty_dispatch_ms,
+                results,
+            }],
+        }
+    }
+
+    /// Reads reports and puts them side by side.
+    ///
+    /// # Errors
+    /// One line that names the file at fault.
+    pub fn merged(paths: &[PathBuf]) -> Result<Self> {
+        let mut machines = Vec::new();
+        for path in paths {
+            let shown = path.display();
+            let text = std::fs::read_to_string(path)
+                .with_context(|| format!("{shown}: it cannot be read"))?;
+            let value: Value =
+                serde_json::from_str(&text).with_context(|| format!("{shown}: it is not JSON"))?;
+            let parts = match value.get("machines") {
+                Some(Value::Array(parts)) => parts.clone(),
+                _ => vec![value],
+            };
+            for part in parts {
+                let machine: Machine = serde_json::from_value(part).with_context(|| {
+                    format!("{shown}: it is no report; give what `bench --json` wrote")
+                })?;
+                machines.push(machine);
+            }
+        }
+        if machines.is_empty() {
+            bail!("the reports hold no machine");
+        }
+        Ok(Report { machines })
+    }
+
+    fn json(&self) -> Result<String> {
+        let value = match self.machines.as_slice() {
+            [one] => serde_json::to_value(one)?,
+            all => json!({ "machines": all }),
+        };
+        Ok(serde_json::to_string_pretty(&value)?)
+    }
+
+    pub(crate) fn write_json(&self, path: &Path) -> Result<()> {
+        write(path, &(self.json()? + "\n"))
+    }
+
+    pub(crate) fn write_html(&self, path: &Path) -> Result<()> {
+        write(path, &self.html()?)
+    }
+
+    /// A table a machine.
+    pub(crate) fn text(&self) -> String {
+        let mut text = String::new();
+        for machine in &self.machines {
+            let _ = writeln!(text, "{}", machine.title());
+            if machine.empty_dispatch_ms > 0.0 {
+                let us = 1e3 * machine.empty_dispatch_ms;
+                let _ = writeln!(
+                    text,
+                    "{}; an empty dispatch takes {us:.1} µs",
+                    machine.timer
+                );
+            }
+            let mut table = Table::new();
+            table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+            table.set_header([
+                "operation",
+                "shape",
+                "type",
+                "cache",
+                "ms",
+                "copy ms",
+                "copies",
+                "at best",
+                "GB/s",
+                "dispatches",
+            ]);
+            for r in &machine.results {
+                let number = |v: f64| match v {
+                    v if v <= 0.0 || v.is_nan() => "-".to_owned(),
+                    v if v < 0.1 => format!("{v:.4}"),
+                    v => format!("{v:.2}"),
+                };
+                let (resident, twice) = r.ideal();
+                let best = if resident == twice {
+                    format!("{resident}")
+                } else {
+                    format!("{resident} or {twice}")
+                };
+                table.add_row([
+                    r.op.replace('_', " "),
+                    r.shape_text(),
+                    r.dtype.clone(),
+                    r.cache.clone(),
+                    number(r.median_ms),
+                    number(r.copy_ms),
+                    r.copy_ratio.map_or("-".into(), |v| format!("{v:.2}")),
+                    best,
+                    number(r.gb_per_s),
+                    r.dispatches.to_string(),
+                ]);
+            }
+            for column in [4, 5, 6, 7, 8, 9] {
+                if let Some(column) = table.column_mut(column) {
+                    column.set_cell_alignment(CellAlignment::Right);
+                }
+            }
+            let _ = writeln!(text, "{table}\n");
+        }
+        text.trim_end().to_owned()
+    }
+
+    fn html(&self) -> Result<String> {
+        let mut body = String::new();
+        for machine in &self.machines {
+            let _ = write!(body, "<h2>{}</h2>", escape(&machine.title()));
+            let driver =
+                ["driver", "driver_info"].map(|k| machine.adapter[k].as_str().unwrap_or(""));
+            let _ = write!(
+                body,
+                "<p class=\"sub\">{} · {} · empty dispatch {:.1} µs</p>",
+                escape(driver.join(" ").trim()),
+                escape(&machine.timer),
+                1e3 * machine.empty_dispatch_ms
+            );
+            for op in ["forward_training", "inference", "backward"] {
+                body += &bars(machine, op);
+            }
+            body += "<div class=\"plots\">";
+            body += &roofline(machine);
+            body += &scaling(machine);
+            body += "</div>";
+        }
+        if self.machines.len() > 1 {
+            body = comparison(&self.machines) + &body;
+        }
+        body += &details(&self.machines);
+        let data = self.json()?.replace("</", "<\\/");
+        Ok(PAGE.replace("{{body}}", &body).replace("{{data}}", &data))
+    }
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    if path.as_os_str() == "-" {
+        return crate::info::print(text.trim_end());
+    }
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
+    let folder = folder.unwrap_or(Path::new("."));
+    let failed = || format!("{}: it cannot be written", path.display());
+    let mut file = tempfile::NamedTempFile::new_in(folder).with_context(failed)?;
+    file.write_all(text.as_bytes()).with_context(failed)?;
+    file.persist(path).with_context(failed)?;
+    Ok(())
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
+}
+
+const OPS: [(&str, &str); 3] = [
+    ("forward_training", "Training forward"),
+    ("inference", "Inference"),
+    ("backward", "Backward"),
+];
+
+fn title(op: &str) -> &str {
+    OPS.iter()
+        .find(|(name, _)| *name == op)
+        .map_or(op, |(_, t)| t)
+}
+
+/// Bars of one operation: copies per shape, with a tick at what memory allows.
+fn bars(machine: &Machine, op: &str) -> String {
+    let rows: Vec<_> = machine
+        .results
+        .iter()
+        .filter(|r| r.op == op && r.copy_ratio.is_some())
+        .collect();
+    if rows.is_empty() {
+        return String::new();
+    }
+    let most = rows.iter().filter_map(|r| r.copy_ratio).fold(3.0, f64::max);
+    let mut html = format!(
+        "<h3>{}, in copies of the tensor</h3><div class=\"bars\">",
+        title(op)
+    );
+    for r in rows {
+        let ratio = r.copy_ratio.unwrap_or(0.0);
+        let (resident, twice) = r.ideal();
+        let percent = |v: f64| 100.0 * v / most;
+        let _ = write!(
+            html,
+            "<div class=\"label\">{} <span>{} {}</span></div><div class=\"track\" title=\"{:.3} ms, copy {:.3} ms\">\
+             <div class=\"bar {}\" style=\"width:{:.1}%\"></div><i style=\"left:{:.1}%\"></i><i style=\"left:{:.1}%\"></i>\
+             </div><div class=\"value\">{ratio:.2}</div>",
+            escape(&r.shape_text()),
+            escape(&r.dtype),
+            escape(&r.cache),
+            r.median_ms,
+            r.copy_ms,
+            escape(op),
+            percent(ratio),
+            percent(resident),
+            percent(twice),
+        );
+    }
+    html + "</div><p class=\"note\">The ticks are what memory allows: data kept on chip, and data read twice.</p>"
+}
+
+/// A plot with logarithmic axes.
+struct Plot {
+    x: (f64, f64),
+    y: (f64, f64),
+    svg: String,
+}
+
+const WIDTH: f64 = 560.0;
+const HEIGHT: f64 = 320.0;
+const LEFT: f64 = 58.0;
+const BOTTOM: f64 = 44.0;
+
+impl Plot {
+    fn new(points: &[(f64, f64)], x_label: &str, y_label: &str) -> Self {
+        let range = |of: &dyn Fn(&(f64, f64)) -> f64| {
+            let values = points.iter().map(of);
+            let low = values.clone().fold(f64::INFINITY, f64::min);
+            let high = values.fold(0.0, f64::max);
+            (low / 1.5, high * 1.5)
+        };
+        let mut plot = Plot {
+            x: range(&|p| p.0),
+            y: range(&|p| p.1),
+            svg: format!(
+                "<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{} against {}\">",
+                escape(y_label),
+                escape(x_label)
+            ),
+        };
+        for decade in -6..16 {
+            for (step, labelled) in [(1.0, true), (2.0, false), (5.0, false)] {
+                let v = step * 10f64.powi(decade);
+                if (plot.x.0..plot.x.1).contains(&v) {
+                    let (x, y) = (plot.at_x(v), HEIGHT - BOTTOM);
+                    let _ = write!(
+                        plot.svg,
+                        "<line class=\"grid\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"12\" y2=\"{y}\"/>"
+                    );
+                    if labelled || plot.x.1 / plot.x.0 < 50.0 {
+                        let _ = write!(
+                            plot.svg,
+                            "<text x=\"{x:.1}\" y=\"{}\" text-anchor=\"middle\">{}</text>",
+                            y + 16.0,
+                            short(v)
+                        );
+                    }
+                }
+                if (plot.y.0..plot.y.1).contains(&v) {
+                    let y = plot.at_y(v);
+                    let _ = write!(
+                        plot.svg,
+                        "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/>",
+                        WIDTH - 10.0
+                    );
+                    if labelled || plot.y.1 / plot.y.0 < 50.0 {
+                        let _ = write!(
+                            plot.svg,
+                            "<text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
+                            LEFT - 6.0,
+                            y + 4.0,
+                            short(v)
+                        );
+                    }
+                }
+            }
+        }
+        let _ = write!(
+            plot.svg,
+            "<text x=\"{}\" y=\"{}\" text-anchor=\"middle\" class=\"axis\">{}</text>\
+             <text transform=\"translate(13 {}) rotate(-90)\" text-anchor=\"middle\" class=\"axis\">{}</text>",
+            (LEFT + WIDTH) / 2.0,
+            HEIGHT - 8.0,
+            escape(x_label),
+            (HEIGHT - BOTTOM) / 2.0,
+            escape(y_label)
+        );
+        plot
+    }
+
+    fn at_x(&self, v: f64) -> f64 {
+        LEFT + (WIDTH - 10.0 - LEFT) * (v / self.x.0).ln() / (self.x.1 / self.x.0).ln()
+    }
+
+    fn at_y(&self, v: f64) -> f64 {
+        let inside = HEIGHT - BOTTOM - 12.0;
+        12.0 + inside * (1.0 - (v / self.y.0).ln() / (self.y.1 / self.y.0).ln())
+    }
+
+    fn point(&mut self, (x, y): (f64, f64), class: &str, tip: &str) {
+        let (x, y) = (self.at_x(x), self.at_y(y));
+        let tip = escape(tip);
+        let _ = write!(
+            self.svg,
+            "<circle class=\"{class}\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"4.5\"><title>{tip}</title></circle>"
+        );
+    }
+
+    fn line(&mut self, points: &[(f64, f64)], class: &str) {
+        let list: Vec<_> = points
+            .iter()
+            .map(|&(x, y)| format!("{:.1},{:.1}", self.at_x(x), self.at_y(y)))
+            .collect();
+        let _ = write!(
+            self.svg,
+            "<polyline class=\"{class}\" points=\"{}\"/>",
+            list.join(" ")
+        );
+    }
+
+    fn finish(self, heading: &str) -> String {
+        format!(
+            "<figure><figcaption>{heading}</figcaption>{}</svg></figure>",
+            self.svg
+        )
+    }
+}
+
+fn short(v: f64) -> String {
+    match v {
+        v if v >= 1e9 => format!("{}G", v / 1e9),
+        v if v >= 1e6 => format!("{}M", v / 1e6),
+        v if v >= 1e3 => format!("{}k", v / 1e3),
+        v => format!("{v}"),
+    }
+}
+
+/// Bytes a second against bytes moved, and the copies as the roof.
+fn roofline(machine: &Machine) -> String {
+    let rows: Vec<_> = machine
+        .results
+        .iter()
+        .filter(|r| r.gb_per_s > 0.0 && r.bytes > 0)
+        .collect();
+    let copy = |r: &Measurement| {
+        let element = if r.dtype == "f32" { 4.0 } else { 2.0 };
+        let bytes = 2.0 * element * r.elements();
+        (bytes, bytes / r.copy_ms / 1e6)
+    };
+    let mut roof: Vec<_> = rows
+        .iter()
+        .filter(|r| r.copy_ms > 0.0)
+        .map(|r| copy(r))
+        .collect();
+    roof.sort_by(|a, b| a.0.total_cmp(&b.0));
+    roof.dedup_by(|a, b| a.0 == b.0);
+    let points: Vec<_> = rows.iter().map(|r| (r.bytes as f64, r.gb_per_s)).collect();
+    let all: Vec<_> = points.iter().chain(&roof).copied().collect();
+    if all.is_empty() {
+        return String::new();
+    }
+    let mut plot = Plot::new(&all, "bytes moved", "GB/s");
+    plot.line(&roof, "roof");
+    for (r, point) in rows.iter().zip(points) {
+        let tip = format!(
+            "{} {} {}: {:.1} GB/s",
+            r.op,
+            r.shape_text(),
+            r.dtype,
+            r.gb_per_s
+        );
+        plot.point(point, &r.op, &tip);
+    }
+    plot.finish("Roofline: bandwidth of every operation; the line is the copy")
+}
+
+/// Time per element against elements.
+fn scaling(machine: &Machine) -> String {
+    let rows: Vec<_> = machine
+        .results
+        .iter()
+        .filter(|r| r.median_ms > 0.0)
+        .collect();
+    if rows.is_empty() {
+        return String::new();
+    }
+    let at = |r: &Measurement| (r.elements(), 1e6 * r.median_ms / r.elements());
+    let points: Vec<_> = rows.iter().map(|r| at(r)).collect();
+    let mut plot = Plot::new(&points, "elements", "ns per element");
+    for (r, point) in rows.iter().zip(points) {
+        let tip = format!(
+            "{} {} {}: {:.3} ms",
+            r.op,
+            r.shape_text(),
+            r.dtype,
+            r.median_ms
+        );
+        plot.point(point, &r.op, &tip);
+    }
+    plot.finish("Scaling: time per element")
+}
+
+/// The same operation on several machines, the first being the measure.
+fn comparison(machines: &[Machine]) -> String {
+    let Some(first) = machines.first() else {
+        return String::new();
+    };
+    let mut html = String::from(
+        "<h2>Side by side</h2><div class=\"scroll\"><table><tr><th>operation</th><th>shape</th><th>type</th>",
+    );
+    for machine in machines {
+        let _ = write!(html, "<th>{} ms</th>", escape(&machine.title()));
+    }
+    html += "</tr>";
+    for r in &first.results {
+        let _ = write!(
+            html,
+            "<tr><td>{}</td><td>{}</td><td>{}</td>",
+            title(&r.op),
+            r.shape_text(),
+            escape(&r.dtype)
+        );
+        for machine in machines {
+            let same = machine.results.iter().find(|o| {
+                (&o.op, &o.shape, o.channel_axis, &o.dtype)
+                    == (&r.op, &r.shape, r.channel_axis, &r.dtype)
+                    && (o.cache == r.cache || o.cache.is_empty())
+            });
+            match same {
+                Some(o) => {
+                    let times = o.median_ms / r.median_ms;
+                    let _ = write!(html, "<td>{:.3} <span>×{times:.2}</span></td>", o.median_ms);
+                }
+                None => html += "<td>–</td>",
+            }
+        }
+        html += "</tr>";
+    }
+    html + "</table></div>"
+}
+
+/// Every number.
+fn details(machines: &[Machine]) -> String {
+    let mut html = String::from(
+        "<h2>All figures</h2><div class=\"scroll\"><table><tr><th>machine</th><th>operation</th><th>shape</th><th>type</th>\
+         <th>cache</th><th>strategy</th><th>ms</th><th>copy ms</th><th>copies</th><th>GB/s</th><th>dispatches</th></tr>",
+    );
+    for machine in machines {
+        for r in &machine.results {
+            let ratio = r.copy_ratio.map_or("–".into(), |v| format!("{v:.2}"));
+            let _ = write!(
+                html,
+                "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{:.4}</td><td>{:.4}</td>\
+                 <td>{ratio}</td><td>{:.1}</td><td>{}</td></tr>",
+                escape(&machine.title()),
+                title(&r.op),
+                r.shape_text(),
+                escape(&r.dtype),
+                escape(&r.cache),
+                escape(&r.strategy),
+                r.median_ms,
+                r.copy_ms,
+                r.gb_per_s,
+                r.dispatches
+            );
+        }
+    }
+    html + "</table></div>"
+}
+
+const PAGE: &str = include_str!("page.html");
