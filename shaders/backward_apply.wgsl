@@ -1,35 +1,177 @@
 // The input's gradient: dx = A·(dz - E) + B·(x - κ) + D with dz = dy·act'(z); with a residual and an activation also the
 // residual's, dz itself.
 //
-// Parallel: flat. A workgroup owns a chunk; an invocation of it owns every WORKGROUP-th vector of 4 elements, and looks up
-// the channel of each element; no two invocations write one word. Reads x, dy (and the residual) once, writes dx (and
-// dz) once. In place, dy is what dx is about to replace. Values that a mask left out of the statistics do not feel them:
-// for those dx = A·dz.
+// Parallel: as in normalize.wgsl: planar, columns, and flat for what is left. Reads x, dy (and the residual) once, writes
+// dx (and dz) once. In place, dy is what dx is about to replace. Values that a mask left out of the statistics do not feel
+// them: for those dx = A·dz.
 
 @group(0) @binding(7) var<storage, read> coefficients: array<vec4<f32>>;
 
-struct Coefficients {
+// What is read of a vector.
+struct Loaded {
     x: vec4<f32>,
-    y: vec4<f32>,
-    z: vec4<f32>,
-    w: vec4<f32>,
+    grad: vec4<f32>,
+    residual: vec4<f32>,
 }
 
-// Those of a vector's 4 elements, from `base` on.
-fn coefficients_of(place: Place, base: u32) -> Coefficients {
-    let c0 = coefficients[base + statistic_of(place, 0u)];
-    if CHANNEL_LOOKUP == SAME_CHANNEL {
-        return Coefficients(c0.xxxx, c0.yyyy, c0.zzzz, c0.wwww);
+// Four of each coefficient: K, scale, shift, κ and A, B, D, E.
+struct Both {
+    forward: Coefficients,
+    a: vec4<f32>,
+    b: vec4<f32>,
+    d: vec4<f32>,
+    e: vec4<f32>,
+}
+
+fn load(vector: u32) -> Loaded {
+    var r = Loaded(read_input(vector), vec4(0.0), vec4(0.0));
+    if IN_PLACE {
+        r.grad = read_output(vector);
+    } else {
+        r.grad = read_grad_output(vector);
     }
-    let c1 = coefficients[base + statistic_of(place, 1u)];
-    let c2 = coefficients[base + statistic_of(place, 2u)];
-    let c3 = coefficients[base + statistic_of(place, 3u)];
-    return Coefficients(
-        vec4(c0.x, c1.x, c2.x, c3.x),
-        vec4(c0.y, c1.y, c2.y, c3.y),
-        vec4(c0.z, c1.z, c2.z, c3.z),
-        vec4(c0.w, c1.w, c2.w, c3.w),
+    if RESIDUAL {
+        r.residual = read_residual(vector);
+    }
+    return r;
+}
+
+fn apply(vector: u32, r: Loaded, c: Both) {
+    var dz = r.grad;
+    if ACTIVATION != 0u {
+        var z = fma(r.x - c.forward.pivot, c.forward.scale, c.forward.shift);
+        if RESIDUAL {
+            z += r.residual;
+        }
+        dz = activation_gradient(z, dz);
+        if RESIDUAL {
+            write_grad_residual(vector, dz);
+        }
+    }
+    var centred = dz - c.e;
+    var through_statistics = fma(c.b, r.x - c.forward.kappa, c.d);
+    if MASK {
+        let counts = flat_weights(vector) != vec4(0.0);
+        centred = select(dz, centred, counts);
+        through_statistics = select(vec4(0.0), through_statistics, counts);
+    }
+    write_output(vector, fma(c.a, centred, through_statistics));
+}
+
+fn coefficients_of(a: u32, b: u32, c: u32, d: u32) -> Both {
+    let f0 = coefficients[a];
+    let f1 = coefficients[b];
+    let f2 = coefficients[c];
+    let f3 = coefficients[d];
+    let b0 = coefficients[params.statistics + a];
+    let b1 = coefficients[params.statistics + b];
+    let b2 = coefficients[params.statistics + c];
+    let b3 = coefficients[params.statistics + d];
+    return Both(
+        Coefficients(
+            vec4(f0.x, f1.x, f2.x, f3.x),
+            vec4(f0.y, f1.y, f2.y, f3.y),
+            vec4(f0.z, f1.z, f2.z, f3.z),
+            vec4(f0.w, f1.w, f2.w, f3.w),
+        ),
+        vec4(b0.x, b1.x, b2.x, b3.x),
+        vec4(b0.y, b1.y, b2.y, b3.y),
+        vec4(b0.z, b1.z, b2.z, b3.z),
+        vec4(b0.w, b1.w, b2.w, b3.w),
     );
+}
+
+fn coefficients_of_one(statistic: u32) -> Both {
+    let f = coefficients[statistic];
+    let b = coefficients[params.statistics + statistic];
+    return Both(Coefficients(f.xxxx, f.yyyy, f.zzzz, f.wwww), b.xxxx, b.yyyy, b.zzzz, b.wwww);
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn backward_apply_planar(
+    @builtin(workgroup_id) id: vec3<u32>,
+    @builtin(num_workgroups) grid: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let number = workgroup_number(id, grid);
+    if number >= params.workgroups {
+        return;
+    }
+    let statistic = number % params.statistics;
+    let start = (number / params.statistics) * params.piece_length;
+    let end = min(start + params.piece_length, params.rows * params.row_vectors);
+    let first = first_row(statistic);
+    let c = coefficients_of_one(statistic);
+    var t = start + lane;
+    var cell = cell_of(t);
+    for (; t + 3u * WORKGROUP < end; t += 4u * WORKGROUP) {
+        let second = next_cell(cell);
+        let third = next_cell(second);
+        let fourth = next_cell(third);
+        let v0 = cell_vector(first, cell);
+        let v1 = cell_vector(first, second);
+        let v2 = cell_vector(first, third);
+        let v3 = cell_vector(first, fourth);
+        let r0 = load(v0);
+        let r1 = load(v1);
+        let r2 = load(v2);
+        let r3 = load(v3);
+        apply(v0, r0, c);
+        apply(v1, r1, c);
+        apply(v2, r2, c);
+        apply(v3, r3, c);
+        cell = next_cell(fourth);
+    }
+    for (; t < end; t += WORKGROUP) {
+        let v = cell_vector(first, cell);
+        apply(v, load(v), c);
+        cell = next_cell(cell);
+    }
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn backward_apply_columns(
+    @builtin(workgroup_id) id: vec3<u32>,
+    @builtin(num_workgroups) grid: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let number = workgroup_number(id, grid);
+    let groups = params.statistics / params.channels;
+    let group = (number / params.pieces) % groups;
+    let column = (number / params.pieces / groups) * params.tile + lane % params.tile; // of vectors
+    if number >= params.workgroups || column >= params.row_vectors {
+        return;
+    }
+    let start = (number % params.pieces) * params.piece_length;
+    let end = min(start + params.piece_length, params.rows);
+    let lane_rows = WORKGROUP / params.tile;
+    let base = group * params.channels;
+    let c = coefficients_of(
+        base + column_channel(4u * column),
+        base + column_channel(4u * column + 1u),
+        base + column_channel(4u * column + 2u),
+        base + column_channel(4u * column + 3u),
+    );
+    let step = lane_rows * params.row_vectors;
+    var r = start + lane / params.tile;
+    var vector = group * (params.group_elements / 4u) + r * params.row_vectors + column;
+    // Several groups are whole vectors each; the last row may reach past its group, or past the tensor.
+    let limit = select(params.vectors, (group + 1u) * (params.group_elements / 4u), groups > 1u);
+    for (; r + 3u * lane_rows < end && vector + 3u * step < limit; r += 4u * lane_rows) {
+        let r0 = load(vector);
+        let r1 = load(vector + step);
+        let r2 = load(vector + 2u * step);
+        let r3 = load(vector + 3u * step);
+        apply(vector, r0, c);
+        apply(vector + step, r1, c);
+        apply(vector + 2u * step, r2, c);
+        apply(vector + 3u * step, r3, c);
+        vector += 4u * step;
+    }
+    for (; r < end && vector < limit; r += lane_rows) {
+        apply(vector, load(vector), c);
+        vector += step;
+    }
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -41,32 +183,12 @@ fn backward_apply(
     let start = workgroup_number(id, grid) * params.chunk;
     let end = min(start + params.chunk, params.vectors);
     for (var place = place_of(start + lane); place.vector < end; place = next_place(place)) {
-        let forward = coefficients_of(place, 0u);                 // K, scale, shift, κ
-        let backward = coefficients_of(place, params.statistics); // A, B, D, E
-        let x = read_input(place.vector);
-        var dz = vec4(0.0);
-        if IN_PLACE {
-            dz = read_output(place.vector);
+        let s = statistic_of(place, 0u);
+        if CHANNEL_LOOKUP == SAME_CHANNEL {
+            apply(place.vector, load(place.vector), coefficients_of_one(s));
         } else {
-            dz = read_grad_output(place.vector);
+            let c = coefficients_of(s, statistic_of(place, 1u), statistic_of(place, 2u), statistic_of(place, 3u));
+            apply(place.vector, load(place.vector), c);
         }
-        if ACTIVATION != 0u {
-            var z = fma(x - forward.x, forward.y, forward.z);
-            if RESIDUAL {
-                z += read_residual(place.vector);
-            }
-            dz = activation_gradient(z, dz);
-            if RESIDUAL {
-                write_grad_residual(place.vector, dz);
-            }
-        }
-        var centred = dz - backward.w;
-        var through_statistics = fma(backward.y, x - forward.w, backward.z);
-        if MASK {
-            let counts = flat_weights(place.vector) != vec4(0.0);
-            centred = select(dz, centred, counts);
-            through_statistics = select(vec4(0.0), through_statistics, counts);
-        }
-        write_output(place.vector, fma(backward.x, centred, through_statistics));
     }
 }

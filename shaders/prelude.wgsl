@@ -236,7 +236,6 @@ fn coarse(v: vec4<f32>, spread: vec4<f32>) -> vec4<f32> {
 
 // ---- Reductions: runs and pivots.
 
-const RUN: u32 = 8u;             // vectors; 32 additions when the 4 positions of a vector are folded
 const PIVOT_VECTORS: u32 = 64u;  // 256 values
 const PIVOT_ROWS: u32 = 16u;
 

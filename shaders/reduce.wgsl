@@ -2,7 +2,7 @@
 //
 // Parallel: one workgroup per piece of a channel, or per piece of a tile of columns. Reads x once, and the first values
 // of each piece twice; writes one record a piece. A piece takes as pivot K a mean of its first values that one outlier
-// cannot move, sums x - K and (x - K)² in runs of at most 32 additions, and folds the runs into exact pairs, so that
+// cannot move, sums x - K and (x - K)² in runs of at most 16 additions, and folds the runs into exact pairs, so that
 // nothing cancels: mean = K + δ with δ = Σ(x-K)/n, and M2 = Σ(x-K)² - δ·Σ(x-K).
 // With a mask only the values count that it lets count, and the pivot comes from those.
 // Barriers: only those of the workgroup sums; every invocation reaches them, lanes without work add zeros.
@@ -15,6 +15,32 @@ fn record(count: f32, pivot: f32, s1: f32, s1_low: f32, s2: f32, s2_low: f32) ->
     let delta = divide(Pair(vec4(s1), vec4(s1_low)), vec4(max(count, 1.0))).high.x;
     let m2 = max(0.0, (s2 - s1 * delta) + s2_low);
     return vec4(count, pivot, delta, select(infinity(), m2, is_finite(s2)));
+}
+
+// Σ(x-K), Σ(x-K)² and the number of values, for each of the 4 positions in a vector.
+struct Sums {
+    first: vec4<f32>,
+    second: vec4<f32>,
+    count: vec4<f32>,
+}
+
+fn deviations(first: u32, first_mask: u32, cell: Cell, pivot: f32) -> Sums {
+    let vector = cell_vector(first, cell);
+    if !RAGGED && !MASK {
+        let d = read_input(vector) - pivot;
+        return Sums(d, d * d, vec4(0.0)); // all count
+    }
+    let weights = row_weights(vector, row_begin(first, cell.row), first_mask + cell.row * params.inner);
+    let d = select(vec4(0.0), read_input(vector) - pivot, weights != vec4(0.0));
+    return Sums(d, d * d, weights);
+}
+
+fn both(a: Sums, b: Sums) -> Sums {
+    return Sums(a.first + b.first, a.second + b.second, a.count + b.count);
+}
+
+fn folded(s: Sums) -> vec4<f32> {
+    return vec4(across(s.first), across(s.second), across(s.count), 0.0);
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -59,38 +85,48 @@ fn reduce_planar(
     let center = origin + select(mean, 0.5 * (one + other), all_there);
     let pivot = coarse(vec4(center), vec4(select(0.0, abs(one - other), all_there))).x;
 
-    // The sums: x Σ(x-K), y Σ(x-K)², z the count. (row, column) is where the lane's next vector lies.
+    // Four vectors at a time, so that their loads are in flight together; then the last ones.
     var t = start + lane;
-    var row = t / params.row_vectors;
-    var column = t % params.row_vectors;
+    var cell = cell_of(t);
     var sum = Pair(vec4(0.0), vec4(0.0));
-    while t < end {
-        var s1 = vec4(0.0);
-        var s2 = vec4(0.0);
-        var n = vec4(0.0);
-        let run_end = min(end, t + RUN * WORKGROUP);
-        for (; t < run_end; t += WORKGROUP) {
-            let begin = row_begin(first, row);
-            let vector = begin / 4u + column;
-            let weights = row_weights(vector, begin, first_mask + row * params.inner);
-            let d = select(vec4(0.0), read_input(vector) - pivot, weights != vec4(0.0));
-            s1 += d;
-            s2 += d * d;
-            n += weights;
-            row += params.step_rows;
-            column += params.step_vectors;
-            if column >= params.row_vectors {
-                column -= params.row_vectors;
-                row += 1u;
-            }
-        }
-        sum = add(sum, vec4(across(s1), across(s2), across(n), 0.0));
+    for (; t + 3u * WORKGROUP < end; t += 4u * WORKGROUP) {
+        let b = next_cell(cell);
+        let c = next_cell(b);
+        let d = next_cell(c);
+        let ab = both(deviations(first, first_mask, cell, pivot), deviations(first, first_mask, b, pivot));
+        let cd = both(deviations(first, first_mask, c, pivot), deviations(first, first_mask, d, pivot));
+        sum = add(sum, folded(both(ab, cd)));
+        cell = next_cell(d);
+    }
+    for (; t < end; t += WORKGROUP) {
+        sum = add(sum, folded(deviations(first, first_mask, cell, pivot)));
+        cell = next_cell(cell);
     }
     let total = sum_exactly(lane, 1u, sum);
     if lane == 0u && number < params.workgroups {
+        let count = select(f32(4u * (end - start)), total.high.z, RAGGED || MASK);
         partials[piece * params.slot_stride + statistic] =
-            record(total.high.z, pivot, total.high.x, total.low.x, total.high.y, total.low.y);
+            record(count, pivot, total.high.x, total.low.x, total.high.y, total.low.y);
     }
+}
+
+// Where a lane is in its columns.
+struct Column {
+    local: u32,        // the vector, from the group's first
+    first: u32,        // the group's first
+    masks: vec4<u32>,  // the 4 columns in the mask
+}
+
+// Of the vector `rows` steps further on.
+fn column_deviations(at: Column, rows: u32, pivot: vec4<f32>, step: u32, mask_step: u32) -> Sums {
+    let local = at.local + rows * step;
+    if !RAGGED && !MASK {
+        let d = read_input(at.first + local) - pivot;
+        return Sums(d, d * d, vec4(0.0)); // all count
+    }
+    let weights = group_weights(local, at.masks + vec4(rows * mask_step));
+    let d = select(vec4(0.0), read_input(at.first + local) - pivot, weights != vec4(0.0));
+    return Sums(d, d * d, weights);
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -158,20 +194,26 @@ fn reduce_columns(
     var squares = Pair(vec4(0.0), vec4(0.0));
     var count = vec4(0.0);
     var r = start + lane_row;
-    while r < end {
-        var s1 = vec4(0.0);
-        var s2 = vec4(0.0);
-        let run_end = min(end, r + RUN * lane_rows);
-        for (; r < run_end; r += lane_rows) {
-            let local = r * params.row_vectors + readable;
-            let weights = group_weights(local, masks + vec4(r * mask_stride));
-            let d = select(vec4(0.0), read_input(first + local) - pivot, weights != vec4(0.0));
-            s1 += d;
-            s2 += d * d;
-            count += weights;
-        }
-        sum = add(sum, s1);
-        squares = add(squares, s2);
+    var walk = Column(r * params.row_vectors + readable, first, masks + vec4(r * mask_stride));
+    let step = lane_rows * params.row_vectors;
+    let mask_step = lane_rows * mask_stride;
+    for (; r + 3u * lane_rows < end; r += 4u * lane_rows) {
+        let ab = both(column_deviations(walk, 0u, pivot, step, mask_step), column_deviations(walk, 1u, pivot, step, mask_step));
+        let cd = both(column_deviations(walk, 2u, pivot, step, mask_step), column_deviations(walk, 3u, pivot, step, mask_step));
+        let s = both(ab, cd);
+        sum = add(sum, s.first);
+        squares = add(squares, s.second);
+        count += s.count;
+        walk.local += 4u * step;
+        walk.masks += vec4(4u * mask_step);
+    }
+    for (; r < end; r += lane_rows) {
+        let s = column_deviations(walk, 0u, pivot, step, mask_step);
+        sum = add(sum, s.first);
+        squares = add(squares, s.second);
+        count += s.count;
+        walk.local += step;
+        walk.masks += vec4(mask_step);
     }
     let s1 = sum_exactly(lane, params.tile, sum);
     let s2 = sum_exactly(lane, params.tile, squares);

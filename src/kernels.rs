@@ -78,8 +78,12 @@ pub enum Kernel {
     Finalize,
     /// `statistics -> coefficients`.
     Coefficients,
-    /// `x -> y`.
+    /// `x -> y`, flat.
     Normalize,
+    /// `x -> y`, one workgroup per piece of a channel.
+    NormalizePlanar,
+    /// `x -> y`, one workgroup per piece of a tile of columns.
+    NormalizeColumns,
     /// `x, dy -> partial gradient sums`, planar.
     BackwardReducePlanar,
     /// `x, dy -> partial gradient sums`, columns.
@@ -88,8 +92,12 @@ pub enum Kernel {
     BackwardCombine,
     /// `partial gradient sums -> parameter gradients, coefficients`.
     BackwardFinalize,
-    /// `x, dy -> dx`.
+    /// `x, dy -> dx`, flat.
     BackwardApply,
+    /// `x, dy -> dx`, planar.
+    BackwardApplyPlanar,
+    /// `x, dy -> dx`, columns.
+    BackwardApplyColumns,
     /// `mask -> values per channel that count`, for each group.
     CountMask,
     /// `parameter gradients of each group -> parameter gradients`.
@@ -236,7 +244,7 @@ macro_rules! entry {
 }
 
 /// Every kernel there is. A test reflects the shaders and proves that they agree with it.
-pub(crate) static TABLE: [Entry; 16] = [
+pub(crate) static TABLE: [Entry; 20] = [
     entry!(
         ReducePlanar,
         "reduce",
@@ -266,6 +274,20 @@ pub(crate) static TABLE: [Entry; 16] = [
         "normalize",
         NORMALIZE,
         &[ACTIVATION, RESIDUAL, LOOKUP, IN_PLACE]
+    ),
+    entry!(
+        NormalizePlanar,
+        "normalize",
+        "normalize_planar",
+        NORMALIZE,
+        &[ACTIVATION, RESIDUAL, IN_PLACE]
+    ),
+    entry!(
+        NormalizeColumns,
+        "normalize",
+        "normalize_columns",
+        NORMALIZE,
+        &[ACTIVATION, RESIDUAL, IN_PLACE]
     ),
     entry!(
         BackwardReducePlanar,
@@ -301,6 +323,20 @@ pub(crate) static TABLE: [Entry; 16] = [
         "backward_apply",
         BACKWARD_APPLY,
         &[ACTIVATION, RESIDUAL, LOOKUP, MASK, IN_PLACE]
+    ),
+    entry!(
+        BackwardApplyPlanar,
+        "backward_apply",
+        "backward_apply_planar",
+        BACKWARD_APPLY,
+        &[ACTIVATION, RESIDUAL, MASK, IN_PLACE]
+    ),
+    entry!(
+        BackwardApplyColumns,
+        "backward_apply",
+        "backward_apply_columns",
+        BACKWARD_APPLY,
+        &[ACTIVATION, RESIDUAL, MASK, IN_PLACE]
     ),
     entry!(CountMask, "reduce", "count_mask", COUNT_MASK, &[]),
     entry!(

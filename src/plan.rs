@@ -329,7 +329,16 @@ pub struct Plan {
     /// The fields that all dispatches share, the geometry of the reduction among them.
     params: Params,
     reduce_workgroups: u64,
-    flat_workgroups: u64,
+    /// Of the second pass: by the reduction's walk where every vector lies in one row or column, flat otherwise.
+    apply: Apply,
+}
+
+/// How the second pass goes over the tensor.
+#[derive(Debug, Clone, PartialEq)]
+struct Apply {
+    walk: Option<Walk>,
+    params: Params,
+    workgroups: u64,
 }
 
 /// A channel's partial results, at most; so that merging them costs next to nothing.
@@ -455,15 +464,31 @@ impl Plan {
             merge_workgroup,
             params: Params::default(),
             reduce_workgroups: 0,
-            flat_workgroups: 0,
+            apply: Apply {
+                walk: None,
+                params: Params::default(),
+                workgroups: 0,
+            },
         };
         plan.params = plan.common();
         let ceiling = u64::from(choices.pieces.unwrap_or(MAX_PIECES as u32)).clamp(1, MAX_PIECES);
-        match walk {
-            Walk::Planar => plan.cut_planar(ceiling),
-            Walk::Columns => plan.cut_columns(ceiling),
-        }
-        plan.cut_flat(choices.flat_workgroups);
+        let cut = |plan: &Plan, lanes, ceiling| match walk {
+            Walk::Planar => plan.cut_planar(lanes, ceiling),
+            Walk::Columns => plan.cut_columns(lanes, ceiling),
+        };
+        (plan.params, plan.reduce_workgroups) = cut(&plan, reduce_workgroup, ceiling);
+        let forced_flat = choices.flat_workgroup.is_some() || choices.flat_workgroups.is_some();
+        plan.apply = if forced_flat || (walk == Walk::Planar && plan.ragged()) {
+            plan.cut_flat(choices.flat_workgroups)
+        } else {
+            // Nothing is merged after it: as many pieces as keep a device busy.
+            let (params, workgroups) = cut(&plan, flat_workgroup, u64::MAX);
+            Apply {
+                walk: Some(walk),
+                params,
+                workgroups,
+            }
+        };
         Ok(plan)
     }
 
@@ -532,10 +557,12 @@ impl Plan {
         }
     }
 
-    fn cut_planar(&mut self, ceiling: u64) {
+    /// Parameters and workgroups of a planar walk in at most `ceiling` pieces a channel.
+    fn cut_planar(&self, lanes: u32, ceiling: u64) -> (Params, u64) {
+        let mut params = self.params;
         let (outer, inner) = (self.problem.outer as u64, self.problem.inner as u64);
         let (channels, statistics) = (self.params.channels, self.problem.statistics() as u64);
-        let lanes = u64::from(self.reduce_workgroup);
+        let lanes = u64::from(lanes);
         // A row of `inner` elements that starts at any alignment touches at most this many aligned vectors.
         let row_vectors = if inner.is_multiple_of(4) {
             inner / 4
@@ -551,21 +578,23 @@ impl Plan {
             .clamp(1, ceiling);
         let piece_length = total.div_ceil(wanted).next_multiple_of(lanes);
         let pieces = total.div_ceil(piece_length);
-        self.reduce_workgroups = pieces * statistics;
-        self.params.rows = outer as u32;
-        self.params.row_vectors = row_vectors as u32;
-        self.params.pieces = pieces as u32;
-        self.params.piece_length = piece_length as u32;
-        self.params.step_rows = (lanes / row_vectors) as u32;
-        self.params.step_vectors = (lanes % row_vectors) as u32;
-        self.params.slots = pieces as u32;
-        self.params.slot_stride = self.params.statistics;
-        self.params.width = channels;
-        self.params.repetitions = 1;
-        self.params.span = 1;
+        params.rows = outer as u32;
+        params.row_vectors = row_vectors as u32;
+        params.pieces = pieces as u32;
+        params.piece_length = piece_length as u32;
+        params.step_rows = (lanes / row_vectors) as u32;
+        params.step_vectors = (lanes % row_vectors) as u32;
+        params.slots = pieces as u32;
+        params.slot_stride = params.statistics;
+        params.width = channels;
+        params.repetitions = 1;
+        params.span = 1;
+        (params, pieces * statistics)
     }
 
-    fn cut_columns(&mut self, ceiling: u64) {
+    /// The same down the columns.
+    fn cut_columns(&self, lanes: u32, ceiling: u64) -> (Params, u64) {
+        let mut params = self.params;
         let columns = (self.problem.channels * self.problem.inner) as u64;
         // So many rows are taken as one that its columns are whole vectors, at any alignment.
         let repetitions = match columns % 4 {
@@ -576,7 +605,7 @@ impl Plan {
         let width = columns * repetitions;
         let row_vectors = width / 4;
         let rows = (self.problem.outer as u64).div_ceil(repetitions);
-        let lanes = u64::from(self.reduce_workgroup);
+        let lanes = u64::from(lanes);
         // Neighbouring lanes read neighbouring vectors, 256 bytes of a row.
         let tile = row_vectors.next_power_of_two().min(16).min(lanes);
         let groups = self.problem.groups as u64;
@@ -589,20 +618,20 @@ impl Plan {
             .clamp(1, ceiling);
         let piece_length = rows.div_ceil(wanted).next_multiple_of(lane_rows);
         let pieces = rows.div_ceil(piece_length);
-        self.reduce_workgroups = pieces * tiles;
-        self.params.rows = rows as u32;
-        self.params.row_vectors = row_vectors as u32;
-        self.params.pieces = pieces as u32;
-        self.params.piece_length = piece_length as u32;
-        self.params.tile = tile as u32;
-        self.params.slots = pieces as u32;
-        self.params.slot_stride = (groups * width) as u32;
-        self.params.width = width as u32;
-        self.params.repetitions = repetitions as u32;
-        self.params.span = self.params.inner;
+        params.rows = rows as u32;
+        params.row_vectors = row_vectors as u32;
+        params.pieces = pieces as u32;
+        params.piece_length = piece_length as u32;
+        params.tile = tile as u32;
+        params.slots = pieces as u32;
+        params.slot_stride = (groups * width) as u32;
+        params.width = width as u32;
+        params.repetitions = repetitions as u32;
+        params.span = params.inner;
+        (params, pieces * tiles)
     }
 
-    fn cut_flat(&mut self, workgroups: Option<u32>) {
+    fn cut_flat(&self, workgroups: Option<u32>) -> Apply {
         // A GPU gets many small chunks, so that neighbouring workgroups stream through neighbouring memory; a core of a
         // software adapter streams through a long one.
         let lanes = u64::from(self.flat_workgroup);
@@ -617,11 +646,19 @@ impl Plan {
             None => per_lane,
         };
         let chunk = per_lane * lanes;
-        self.flat_workgroups = vectors.div_ceil(chunk);
         let inner = self.problem.inner as u64;
-        self.params.chunk = chunk as u32;
-        self.params.stride_channels = ((4 * lanes / inner) % self.flat_channels()) as u32;
-        self.params.stride_inner = (4 * lanes % inner) as u32;
+        let channels = self.flat_channels();
+        Apply {
+            walk: None,
+            params: Params {
+                chunk: chunk as u32,
+                channels: channels as u32,
+                stride_channels: ((4 * lanes / inner) % channels) as u32,
+                stride_inner: (4 * lanes % inner) as u32,
+                ..self.params
+            },
+            workgroups: vectors.div_ceil(chunk),
+        }
     }
 
     /// Channels that flat kernels count through: with one outer index in a group, groups are only more channels.
@@ -661,7 +698,11 @@ impl Plan {
             Elements::F32x4
         };
         // A residual changes a gradient only through an activation.
-        let residual = residual && (kernel == Kernel::Normalize || activation != Activation::None);
+        let forward = matches!(
+            kernel,
+            Kernel::Normalize | Kernel::NormalizePlanar | Kernel::NormalizeColumns
+        );
+        let residual = residual && (forward || activation != Activation::None);
         Step {
             key: PipelineKey {
                 activation: activation.code(),
@@ -782,16 +823,27 @@ impl Plan {
         )
     }
 
-    pub(crate) fn flat(&self, kernel: Kernel) -> Step {
-        self.step(
-            kernel,
-            self.flat_workgroup,
-            self.flat_workgroups,
-            Params {
-                channels: self.flat_channels() as u32,
-                ..self.params
-            },
-        )
+    pub(crate) fn normalize(&self) -> Step {
+        self.second_pass(match self.apply.walk {
+            None => Kernel::Normalize,
+            Some(Walk::Planar) => Kernel::NormalizePlanar,
+            Some(Walk::Columns) => Kernel::NormalizeColumns,
+        })
+    }
+
+    pub(crate) fn backward_apply(&self) -> Step {
+        self.second_pass(match self.apply.walk {
+            None => Kernel::BackwardApply,
+            Some(Walk::Planar) => Kernel::BackwardApplyPlanar,
+            Some(Walk::Columns) => Kernel::BackwardApplyColumns,
+        })
+    }
+
+    fn second_pass(&self, kernel: Kernel) -> Step {
+        let Apply {
+            params, workgroups, ..
+        } = self.apply;
+        self.step(kernel, self.flat_workgroup, workgroups, params)
     }
 
     /// Every pipeline that an operation of this plan may use.
@@ -800,10 +852,10 @@ impl Plan {
             self.reduce(),
             self.merge(Kernel::Finalize, None, 0),
             self.per_statistic(Kernel::Coefficients, 0),
-            self.flat(Kernel::Normalize),
+            self.normalize(),
             self.backward_reduce(),
             self.merge(Kernel::BackwardFinalize, None, 0),
-            self.flat(Kernel::BackwardApply),
+            self.backward_apply(),
             self.merge(Kernel::Combine, None, 0),
             self.merge(Kernel::BackwardCombine, None, 0),
             self.per_channel(Kernel::Gather, 0),
@@ -889,7 +941,7 @@ impl fmt::Display for Plan {
                 "rows"
             }
         )?;
-        let normalize = self.flat(Kernel::Normalize);
+        let normalize = self.normalize();
         let coefficients = self.per_statistic(Kernel::Coefficients, 0);
         let finalize = self.merge(Kernel::Finalize, None, 0);
         let mut training = vec![self.reduce(), finalize, normalize.clone()];
@@ -903,7 +955,7 @@ impl fmt::Display for Plan {
             training.insert(2, self.merge_groups(Kernel::Finalize, None, 0));
             backward.push(self.per_channel(Kernel::SumGradients, 0));
         }
-        backward.push(self.flat(Kernel::BackwardApply));
+        backward.push(self.backward_apply());
         writeln!(f, "  forward training: {}", line(&training))?;
         writeln!(f, "  inference: {}", line(&[coefficients, normalize]))?;
         writeln!(f, "  backward: {}", line(&backward))?;

@@ -573,7 +573,7 @@ impl<'a> Recorder<'a> {
         coefficients: Bound,
         output: Bound,
     ) -> Result<()> {
-        let mut step = self.plan.flat(Kernel::Normalize);
+        let mut step = self.plan.normalize();
         step.key.in_place = output.is(&input);
         let mut bindings = vec![(Slot::Coefficients, coefficients), (Slot::Output, output)];
         if !step.key.in_place {
@@ -688,7 +688,7 @@ impl<'a> Recorder<'a> {
             Access::Write,
             Some("grad_output"),
         )?;
-        let mut step = self.plan.flat(Kernel::BackwardApply);
+        let mut step = self.plan.backward_apply();
         step.key.in_place = grad_input.is(&bound.grad_output);
         step.key.mask = bound.mask.is_some();
         if step.key.in_place

@@ -164,6 +164,45 @@ fn group_weights(vector: u32, masks: vec4<u32>) -> vec4<f32> {
     return select(vec4(0.0), mask_weights(masks), inside == vec4(1.0));
 }
 
+// ---- Walks. Planar: the vectors of one channel, row after row. A lane takes every WORKGROUP-th; a cell is one of them.
+
+struct Cell {
+    row: u32,
+    column: u32, // in vectors
+}
+
+fn cell_of(t: u32) -> Cell {
+    let row = t / params.row_vectors;
+    return Cell(row, t - row * params.row_vectors);
+}
+
+fn next_cell(cell: Cell) -> Cell {
+    let column = cell.column + params.step_vectors;
+    let wraps = column >= params.row_vectors;
+    return Cell(
+        cell.row + params.step_rows + select(0u, 1u, wraps),
+        column - select(0u, params.row_vectors, wraps),
+    );
+}
+
+fn cell_vector(first: u32, cell: Cell) -> u32 {
+    return row_begin(first, cell.row) / 4u + cell.column;
+}
+
+// ---- Columns: the channel of a column; columns past the first `channels · inner` repeat them.
+
+fn column_channel(column: u32) -> u32 {
+    return (column / params.inner) % params.channels;
+}
+
+// Coefficients of a vector's 4 elements: those of the forward pass.
+struct Coefficients {
+    pivot: vec4<f32>,
+    scale: vec4<f32>,
+    shift: vec4<f32>,
+    kappa: vec4<f32>,
+}
+
 // ---- Flat kernels: the vector of an invocation, and the statistic (the channel of a group) of each of its elements.
 
 const SAME_CHANNEL: u32 = 0u;   // inner is a multiple of 4
