@@ -186,6 +186,22 @@ fn backward_apply(
         let s = statistic_of(place, 0u);
         if CHANNEL_LOOKUP == SAME_CHANNEL {
             apply(place.vector, load(place.vector), coefficients_of_one(s));
+        } else if CHANNEL_LOOKUP == NEXT_CHANNEL {
+            let one = coefficients_of_one(s);
+            let two = coefficients_of_one(statistic_of(place, 3u));
+            let over = beyond_boundary(place);
+            apply(place.vector, load(place.vector), Both(
+                Coefficients(
+                    select(one.forward.pivot, two.forward.pivot, over),
+                    select(one.forward.scale, two.forward.scale, over),
+                    select(one.forward.shift, two.forward.shift, over),
+                    select(one.forward.kappa, two.forward.kappa, over),
+                ),
+                select(one.a, two.a, over),
+                select(one.b, two.b, over),
+                select(one.d, two.d, over),
+                select(one.e, two.e, over),
+            ));
         } else {
             let c = coefficients_of(s, statistic_of(place, 1u), statistic_of(place, 2u), statistic_of(place, 3u));
             apply(place.vector, load(place.vector), c);

@@ -150,6 +150,16 @@ fn normalize(
         if CHANNEL_LOOKUP == SAME_CHANNEL {
             let own = coefficients[s];
             apply(place.vector, load(place.vector), Coefficients(own.xxxx, own.yyyy, own.zzzz, own.wwww));
+        } else if CHANNEL_LOOKUP == NEXT_CHANNEL {
+            let one = coefficients[s];
+            let two = coefficients[statistic_of(place, 3u)];
+            let over = beyond_boundary(place);
+            apply(place.vector, load(place.vector), Coefficients(
+                select(one.xxxx, two.xxxx, over),
+                select(one.yyyy, two.yyyy, over),
+                select(one.zzzz, two.zzzz, over),
+                vec4(0.0),
+            ));
         } else {
             let c = coefficients_of(s, statistic_of(place, 1u), statistic_of(place, 2u), statistic_of(place, 3u));
             apply(place.vector, load(place.vector), c);

@@ -26,11 +26,12 @@ struct Sums {
 
 fn deviations(first: u32, first_mask: u32, cell: Cell, pivot: f32) -> Sums {
     let vector = cell_vector(first, cell);
-    if !RAGGED && !MASK {
-        let d = read_input(vector) - pivot;
-        return Sums(d, d * d, vec4(0.0)); // all count
+    let begin = row_begin(first, cell.row);
+    if !MASK {
+        let d = keep_row(read_input(vector) - pivot, vector, begin);
+        return Sums(d, d * d, vec4(0.0)); // how many there are is known
     }
-    let weights = row_weights(vector, row_begin(first, cell.row), first_mask + cell.row * params.inner);
+    let weights = row_weights(vector, begin, first_mask + cell.row * params.inner);
     let d = select(vec4(0.0), read_input(vector) - pivot, weights != vec4(0.0));
     return Sums(d, d * d, weights);
 }
@@ -104,7 +105,10 @@ fn reduce_planar(
     }
     let total = sum_exactly(lane, 1u, sum);
     if lane == 0u && number < params.workgroups {
-        let count = select(f32(4u * (end - start)), total.high.z, RAGGED || MASK);
+        var count = f32(elements_before(first, end) - elements_before(first, start));
+        if MASK {
+            count = total.high.z;
+        }
         partials[piece * params.slot_stride + statistic] =
             record(count, pivot, total.high.x, total.low.x, total.high.y, total.low.y);
     }
@@ -120,9 +124,9 @@ struct Column {
 // Of the vector `rows` steps further on.
 fn column_deviations(at: Column, rows: u32, pivot: vec4<f32>, step: u32, mask_step: u32) -> Sums {
     let local = at.local + rows * step;
-    if !RAGGED && !MASK {
-        let d = read_input(at.first + local) - pivot;
-        return Sums(d, d * d, vec4(0.0)); // all count
+    if !MASK {
+        let d = keep_group(read_input(at.first + local) - pivot, local);
+        return Sums(d, d * d, vec4(0.0)); // how many there are is known
     }
     let weights = group_weights(local, at.masks + vec4(rows * mask_step));
     let d = select(vec4(0.0), read_input(at.first + local) - pivot, weights != vec4(0.0));

@@ -133,8 +133,8 @@ fn keep_row(v: vec4<f32>, vector: u32, begin: u32) -> vec4<f32> {
     if !RAGGED {
         return v;
     }
-    let element = numbers(vector);
-    return select(vec4(0.0), v, (element >= vec4(begin)) & (element < vec4(begin + params.inner)));
+    // Counted from the row's first, those before it wrap round to large numbers.
+    return select(vec4(0.0), v, numbers(vector) - vec4(begin) < vec4(params.inner));
 }
 
 // 1 for elements of the row that the mask lets count, 0 for others. `mask_begin` is the row's place in the mask.
@@ -187,6 +187,14 @@ fn next_cell(cell: Cell) -> Cell {
 
 fn cell_vector(first: u32, cell: Cell) -> u32 {
     return row_begin(first, cell.row) / 4u + cell.column;
+}
+
+// How many of the channel's elements the cells before number t hold.
+fn elements_before(first: u32, t: u32) -> u32 {
+    let cell = cell_of(t);
+    let begin = row_begin(first, cell.row);
+    let element = max(4u * (begin / 4u + cell.column), begin);
+    return cell.row * params.inner + min(element - begin, params.inner);
 }
 
 // ---- Columns: the channel of a column; columns past the first `channels · inner` repeat them.
@@ -250,6 +258,12 @@ fn statistic_of(place: Place, element: u32) -> u32 {
         return (channel + (place.inner + element) / params.inner) % params.channels;
     }
     return select(channel, channel - params.channels, channel >= params.channels);
+}
+
+// The coefficients of a vector's elements are those of its first or those of its last, where at most one boundary lies in
+// it: true for the last.
+fn beyond_boundary(place: Place) -> vec4<bool> {
+    return vec4(place.inner) + vec4(0u, 1u, 2u, 3u) >= vec4(params.inner);
 }
 
 // The mask of each element of a vector.
