@@ -27,11 +27,11 @@ pub struct BatchNorm {
 /// The tensors of one pass through a [`BatchNorm`], and its batch: how many outer and inner indices they have.
 #[derive(Debug, Clone, Copy)]
 pub struct Batch<'a> {
-    /// Product of the dimensions before the channels.
+    /// Product of the dimensions before the channels, in each group where the layer has several.
     pub outer: usize,
     /// Product of the dimensions after the channels.
     pub inner: usize,
-    /// `[outer, channels, inner]`.
+    /// `[groups, outer, channels, inner]`.
     pub input: BufferRange<'a>,
     /// The residual, where the layer has one.
     pub residual: Option<BufferRange<'a>>,

@@ -105,7 +105,7 @@ fn describe(found: &wgpu::Adapter) -> Value {
 fn runs(caps: &Caps) -> String {
     match caps.require() {
         Ok(()) => format!(
-            "f32, up to {} million elements",
+            "f32, f16 and bf16; up to {} million elements of f32, twice that of the others",
             caps.max_binding_size / 4 / 1_000_000
         ),
         Err(error) => format!("nothing: {error}"),
