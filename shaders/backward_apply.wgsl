@@ -104,7 +104,7 @@ fn backward_apply_planar(
     let c = coefficients_of_one(statistic);
     var t = start + lane;
     var cell = cell_of(t);
-    for (; t + 3u * WORKGROUP < end; t += 4u * WORKGROUP) {
+    for (; WORDS == 1u && t + 3u * WORKGROUP < end; t += 4u * WORKGROUP) {
         let second = next_cell(cell);
         let third = next_cell(second);
         let fourth = next_cell(third);
@@ -157,7 +157,7 @@ fn backward_apply_columns(
     var vector = group * (params.group_elements / 4u) + r * params.row_vectors + column;
     // Several groups are whole vectors each; the last row may reach past its group, or past the tensor.
     let limit = select(params.vectors, (group + 1u) * (params.group_elements / 4u), groups > 1u);
-    for (; r + 3u * lane_rows < end && vector + 3u * step < limit; r += 4u * lane_rows) {
+    for (; WORDS == 1u && r + 3u * lane_rows < end && vector + 3u * step < limit; r += 4u * lane_rows) {
         let r0 = load(vector);
         let r1 = load(vector + step);
         let r2 = load(vector + 2u * step);

@@ -4,8 +4,8 @@
 //   normalize_planar:  a workgroup per piece of a channel, whose rows are whole vectors
 //   normalize_columns: a workgroup per piece of a tile of columns
 //   normalize:         flat, for what is left; a workgroup owns a chunk, and the channel of each element is looked up
-// The first two load a channel's coefficients once a piece, and four vectors at a time. Reads x (and the residual) once,
-// writes y once. In place, x is what y is about to replace.
+// The first two load a channel's coefficients once a piece, and four vectors at a time where these are whole words. Reads
+// x (and the residual) once, writes y once. In place, x is what y is about to replace.
 
 @group(0) @binding(7) var<storage, read> coefficients: array<vec4<f32>>;
 
@@ -67,7 +67,7 @@ fn normalize_planar(
     let c = Coefficients(own.xxxx, own.yyyy, own.zzzz, own.wwww);
     var t = start + lane;
     var cell = cell_of(t);
-    for (; t + 3u * WORKGROUP < end; t += 4u * WORKGROUP) {
+    for (; WORDS == 1u && t + 3u * WORKGROUP < end; t += 4u * WORKGROUP) {
         let second = next_cell(cell);
         let third = next_cell(second);
         let fourth = next_cell(third);
@@ -120,7 +120,7 @@ fn normalize_columns(
     var vector = group * (params.group_elements / 4u) + r * params.row_vectors + column;
     // Several groups are whole vectors each; the last row may reach past its group, or past the tensor.
     let limit = select(params.vectors, (group + 1u) * (params.group_elements / 4u), groups > 1u);
-    for (; r + 3u * lane_rows < end && vector + 3u * step < limit; r += 4u * lane_rows) {
+    for (; WORDS == 1u && r + 3u * lane_rows < end && vector + 3u * step < limit; r += 4u * lane_rows) {
         let r0 = load(vector);
         let r1 = load(vector + step);
         let r2 = load(vector + 2u * step);
