@@ -62,6 +62,11 @@ pub(crate) struct Affine<'a> {
 }
 
 impl Affine<'_> {
+    /// Both forms at once, where one would be ignored.
+    pub(crate) fn is_twofold(&self) -> bool {
+        self.packed.is_some() && (self.weight.is_some() || self.bias.is_some())
+    }
+
     pub(crate) fn is_absent(&self) -> bool {
         self.packed.is_none() && self.weight.is_none() && self.bias.is_none()
     }
@@ -138,11 +143,8 @@ macro_rules! affine_setters {
             weight: impl Into<BufferRange<'a>>,
             bias: impl Into<BufferRange<'a>>,
         ) -> Self {
-            self.affine = Affine {
-                packed: None,
-                weight: Some(weight.into()),
-                bias: Some(bias.into()),
-            };
+            self.affine.weight = Some(weight.into());
+            self.affine.bias = Some(bias.into());
             self
         }
 
@@ -160,11 +162,7 @@ macro_rules! affine_setters {
 
         /// Weight and bias in one buffer, `[2, C]` f32: one dispatch less.
         pub fn affine_packed(mut self, affine: impl Into<BufferRange<'a>>) -> Self {
-            self.affine = Affine {
-                packed: Some(affine.into()),
-                weight: None,
-                bias: None,
-            };
+            self.affine.packed = Some(affine.into());
             self
         }
     };
@@ -189,11 +187,8 @@ macro_rules! grad_setters {
             weight: impl Into<BufferRange<'a>>,
             bias: impl Into<BufferRange<'a>>,
         ) -> Self {
-            self.grad_affine = Affine {
-                packed: None,
-                weight: Some(weight.into()),
-                bias: Some(bias.into()),
-            };
+            self.grad_affine.weight = Some(weight.into());
+            self.grad_affine.bias = Some(bias.into());
             self
         }
 
@@ -217,11 +212,7 @@ macro_rules! grad_setters {
 
         /// Both gradients in one buffer, `[2, C]` f32: one dispatch less.
         pub fn grad_affine_packed(mut self, grads: impl Into<BufferRange<'a>>) -> Self {
-            self.grad_affine = Affine {
-                packed: Some(grads.into()),
-                weight: None,
-                bias: None,
-            };
+            self.grad_affine.packed = Some(grads.into());
             self
         }
 

@@ -146,7 +146,8 @@ impl BatchNorm {
         &self.saved
     }
 
-    /// The gradients of weight and bias, `[2, C]` f32; every backward pass overwrites them.
+    /// The gradients of weight and bias, `[2, C]` f32; every backward pass overwrites them, or adds to them with
+    /// [`accumulate`](Self::accumulate).
     pub fn grad_affine(&self) -> &wgpu::Buffer {
         &self.grad_affine
     }
@@ -162,7 +163,7 @@ impl BatchNorm {
     /// Writes the running statistics, `[C]` each, and the number of batches so far, through the queue.
     ///
     /// # Errors
-    /// [`Error::Shape`] where a vector has another length.
+    /// [`Error::Shape`] where a vector has another length, [`Error::Argument`] for a negative variance.
     pub fn set_running(
         &self,
         queue: &wgpu::Queue,
@@ -170,6 +171,13 @@ impl BatchNorm {
         variance: &[f32],
         batches: u32,
     ) -> Result<()> {
+        if let Some((c, v)) = variance.iter().enumerate().find(|(_, v)| **v < 0.0) {
+            return Err(Error::Argument {
+                tensor: "running_var",
+                problem: format!("channel {c} is {v}"),
+                remedy: "a variance is 0 or more".into(),
+            });
+        }
         let batches = vec![f32::from_bits(batches); self.problem.channels];
         let vectors = [
             ("running_mean", mean),

@@ -29,7 +29,8 @@
 //! - backward: `dz = dy·act'(z)`, `dβ = Σdz`, `dγ = Σdz·x̂`, `dresidual = dz` and
 //!   `dx = γ·invstd·(dz - dβ/m - x̂·dγ/m)`, or `dx = γ·invstd·dz` through frozen statistics.
 //!
-//! γ is `weight`, β is `bias`, and m is [`Problem::count`]. All buffers are f32, but for the number of batches (u32).
+//! γ is `weight`, β is `bias`, and m is [`Problem::count`]. Tensors are stored as [`Problem::dtype`] says;
+//! all other buffers are f32, but for the number of batches (u32).
 //!
 //! # Features
 //! - `device`: [`Gpu`], an adapter and a device for programs that have none, and wgpu's native backends.

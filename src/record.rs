@@ -329,6 +329,30 @@ impl<'a> Recorder<'a> {
     /// Adds a dispatch. Bindings that share a buffer do so in disjoint ranges, unless all read; where some read and some
     /// write, all are bound read_write, because a buffer has one usage in a dispatch.
     pub(crate) fn push(&mut self, mut step: Step, bindings: Vec<(Slot, Bound)>) -> Result<()> {
+        // A plan may have been made for another device.
+        let caps = self.kernels.caps();
+        for (needed, limit, name) in [
+            (
+                step.grid[0].max(step.grid[1]),
+                caps.max_workgroups_per_dimension,
+                "max_compute_workgroups_per_dimension",
+            ),
+            (
+                step.key.workgroup,
+                caps.max_workgroup_size,
+                "max_compute_invocations_per_workgroup",
+            ),
+        ] {
+            if needed > limit {
+                return Err(Error::Limit {
+                    what: "the plan, which was made for another device,".into(),
+                    needed: needed.into(),
+                    limit: limit.into(),
+                    name,
+                    remedy: "plan with Kernels::caps()".into(),
+                });
+            }
+        }
         let entry = step.key.kernel.entry();
         let writes = |slot| entry.bindings.iter().any(|b| b.slot == slot && b.writes);
         for (i, (slot, bound)) in bindings.iter().enumerate() {
@@ -408,6 +432,9 @@ impl<'a> Recorder<'a> {
     }
 
     fn affine(&mut self, affine: Affine<'_>) -> Result<Option<Bound>> {
+        if affine.is_twofold() {
+            return Err(twofold("affine"));
+        }
         if let Some(packed) = affine.packed {
             return self.packed("affine", packed, 2, Access::Read).map(Some);
         }
@@ -428,6 +455,9 @@ impl<'a> Recorder<'a> {
     }
 
     fn running(&mut self, running: Running<'_>, access: Access) -> Result<Bound> {
+        if running.packed.is_some() && running.batches.is_some() {
+            return Err(twofold("running"));
+        }
         if let Some(packed) = running.packed {
             return self.packed("running", packed, 3, access);
         }
@@ -728,6 +758,9 @@ impl<'a> Recorder<'a> {
     /// Where the gradients of weight and bias are written, packed: the caller's buffer, or a workspace that a scatter
     /// copies from.
     fn grad_affine(&mut self, args: &Backward<'_>) -> Result<Option<Bound>> {
+        if args.grad_affine.is_twofold() {
+            return Err(twofold("grad_affine"));
+        }
         if let Some(packed) = args.grad_affine.packed {
             return self
                 .packed("grad_affine", packed, 2, Access::Write)
@@ -860,6 +893,15 @@ impl<'a> Recorder<'a> {
         settle(scopes, "binding an operation")?;
         mapped?;
         Ok(Operation { label, dispatches })
+    }
+}
+
+/// An argument that was given packed and apart.
+fn twofold(tensor: &'static str) -> Error {
+    Error::Argument {
+        tensor,
+        problem: "it was given both packed and as vectors of their own".into(),
+        remedy: "give one of the two".into(),
     }
 }
 

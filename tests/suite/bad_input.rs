@@ -285,6 +285,36 @@ fn arguments_are_checked() {
             "parts",
             "768 bytes",
         );
+        // Packed and apart at once: one of them would be ignored.
+        let pair = empty(gpu, 6);
+        let both = ForwardTraining::new(&x, &y)
+            .affine_packed(&pair)
+            .weight(&apart);
+        named(forward(both), "affine", "both packed");
+        let both = Backward::new(&x, &saved, &dy, &y)
+            .grad_bias(&apart)
+            .grad_affine_packed(&pair);
+        named(
+            step.bind_backward(&both).unwrap_err(),
+            "grad_affine",
+            "both",
+        );
+        // A plan for another device.
+        let small = wgpu::Limits {
+            max_compute_workgroups_per_dimension: 256,
+            ..gpu.adapter.limits()
+        };
+        let weak = Gpu::with_limits(gpu.adapter.clone(), small).unwrap();
+        let many = Problem::new(5, 3000, 16);
+        let plan = Plan::new(&many, &Caps::webgpu_defaults()).unwrap();
+        let n = many.elements() as usize;
+        let (a, b) = (empty(&weak, n), empty(&weak, n));
+        let refused = weak
+            .kernels
+            .prepare(&plan)
+            .unwrap()
+            .bind_forward_training(&ForwardTraining::new(&a, &b));
+        named(refused.unwrap_err(), "workgroups_per_dimension", "caps()");
         let two = empty(gpu, 2);
         let statistics = Inference::new(&x, &y, Running::new(&saved, &two));
         named(
