@@ -4,8 +4,8 @@
 // Each channel of each group has statistics of its own: statistic s is channel s % channels of group s / channels.
 
 struct Params {
-    zero: u32,             // 0, which no compiler knows: see `opaque`
     elements: u32,         // of the tensor
+    zero: u32,             // 0, which no compiler knows: see `opaque`. Not first: a driver was seen to inline that word
     channels: u32,
     inner: u32,
     count: u32,            // values per channel of a group: outer · inner

@@ -224,8 +224,8 @@ impl Choices {
 #[derive(Debug, Clone, Copy, PartialEq, Default, bytemuck::Pod, bytemuck::Zeroable)]
 #[allow(missing_docs)]
 pub(crate) struct Params {
-    pub zero: u32,
     pub elements: u32,
+    pub zero: u32,
     pub channels: u32,
     pub inner: u32,
     pub count: u32,

@@ -54,7 +54,10 @@ fn normal(z: vec4<f32>) -> Normal {
 
 fn activate(z: vec4<f32>) -> vec4<f32> {
     if ACTIVATION == RELU {
-        return select(z, vec4(0.0), z < vec4(0.0));
+        // By the bits: from `z < 0` one driver made max(z, 0), which drops NaN.
+        let bits = bitcast<vec4<u32>>(z);
+        let negative = (bits > vec4(0x80000000u)) & (bits <= vec4(0xff800000u));
+        return bitcast<vec4<f32>>(select(bits, vec4(0u), negative));
     }
     if ACTIVATION == LEAKY_RELU {
         return select(z, params.slope * z, z < vec4(0.0));

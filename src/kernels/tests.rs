@@ -222,8 +222,8 @@ fn shaders_and_rust_agree_on_parameters() {
         ($($field:ident),* $(,)?) => { vec![$((stringify!($field), std::mem::offset_of!(Params, $field) as u32)),*] };
     }
     let rust = offsets![
-        zero,
         elements,
+        zero,
         channels,
         inner,
         count,
