@@ -112,10 +112,6 @@ pub enum Kernel {
 
 /// A row of the table.
 pub(crate) struct Entry {
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "a test holds it to the order of the table")
-    )]
     pub kernel: Kernel,
     /// The file in `shaders/`, without its suffix.
     pub file: &'static str,
@@ -397,6 +393,18 @@ impl Elements {
         }
     }
 
+    /// As the header's file, and the type that it holds.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Elements::F32x4 => "f32x4",
+            Elements::F32x1 => "f32x1",
+            Elements::F16x4 => "f16 half4",
+            Elements::F16x2 => "f16 half2",
+            Elements::Bf16x4 => "bf16 half4",
+            Elements::Bf16x2 => "bf16 half2",
+        }
+    }
+
     /// The conversion, where there is one, and the words.
     pub(crate) fn header(self) -> [&'static str; 2] {
         match self {
@@ -467,7 +475,7 @@ impl PipelineKey {
         }
     }
 
-    fn constants(&self) -> [(&'static str, f64); 7] {
+    pub(crate) fn constants(&self) -> [(&'static str, f64); 7] {
         let switch = |on: bool| f64::from(u8::from(on));
         [
             ("WORKGROUP", f64::from(self.workgroup)),

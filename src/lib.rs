@@ -68,6 +68,7 @@ mod problem;
 mod record;
 #[cfg(feature = "ndarray")]
 pub mod reference;
+mod shaders;
 #[cfg(feature = "state")]
 mod state;
 
@@ -88,6 +89,7 @@ pub use kernels::{Kernel, Kernels};
 pub use layer::{Batch, BatchNorm};
 pub use plan::{Caps, Choices, Plan, Strategy, Walk};
 pub use problem::{Activation, Dtype, Momentum, Preset, Problem, RunningVariance};
+pub use shaders::Shader;
 #[cfg(feature = "state")]
 pub use state::{Naming, State, StateReadback};
 

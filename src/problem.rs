@@ -72,6 +72,17 @@ pub enum Activation {
 }
 
 impl Activation {
+    /// One of each, leaky ReLU with a slope of 0.01.
+    pub const ALL: [Activation; 7] = [
+        Activation::None,
+        Activation::Relu,
+        Activation::LeakyRelu(0.01),
+        Activation::Silu,
+        Activation::Gelu,
+        Activation::Sigmoid,
+        Activation::Tanh,
+    ];
+
     /// The value of `ACTIVATION` in the shaders.
     pub(crate) fn code(self) -> u32 {
         match self {

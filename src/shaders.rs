@@ -1,0 +1,144 @@
+//! The kernels' WGSL, for tools that translate or compile it without a device.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use crate::kernels::{Elements, PipelineKey, TABLE};
+use crate::plan::{ChannelLookup, Plan};
+use crate::{Activation, Dtype};
+
+/// What one pipeline is made of: a whole WGSL module, its entry point, and the values of its overridable constants.
+///
+/// It prints as its entry point, how elements lie in words, the lanes of a workgroup, and what is switched on.
+///
+/// ```
+/// use wgpu_batchnorm::{Caps, Plan, Problem, Shader};
+/// let plan = Plan::new(&Problem::nchw([32, 64, 56, 56]), &Caps::webgpu_defaults())?;
+/// for shader in plan.shaders() {
+///     println!("{shader}: {} bytes of WGSL", shader.source().len());
+/// }
+/// assert!(Shader::all(64).len() > plan.shaders().len());
+/// # Ok::<(), wgpu_batchnorm::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Shader(PipelineKey);
+
+impl Shader {
+    /// Every variant that some problem, on some device, with some arguments can lead to, with so many lanes to a
+    /// workgroup (a power of two).
+    pub fn all(workgroup: u32) -> Vec<Shader> {
+        const SWITCHES: [bool; 2] = [false, true];
+        const LOOKUPS: [ChannelLookup; 5] = [
+            ChannelLookup::SameChannel,
+            ChannelLookup::NextChannel,
+            ChannelLookup::ChannelsLast,
+            ChannelLookup::Any,
+            ChannelLookup::Grouped,
+        ];
+        let all_elements: BTreeSet<Elements> = Dtype::ALL
+            .into_iter()
+            .flat_map(|dtype| [4, 1].map(|count| Elements::of(dtype, count)))
+            .collect();
+        let mut keys = BTreeSet::new();
+        for entry in &TABLE {
+            for &elements in &all_elements {
+                if !entry.has_tensors() && elements != Elements::F32x4 {
+                    continue;
+                }
+                for activation in Activation::ALL.map(Activation::code) {
+                    for lookup in LOOKUPS {
+                        for switches in 0..32usize {
+                            let [residual, ragged, mask, in_place, pooled] =
+                                [0, 1, 2, 3, 4].map(|bit| SWITCHES[switches >> bit & 1]);
+                            let key = PipelineKey {
+                                activation,
+                                residual,
+                                lookup,
+                                ragged,
+                                mask,
+                                in_place,
+                                pooled,
+                                ..PipelineKey::new(entry.kernel, elements, workgroup)
+                            };
+                            keys.insert(key.canonical());
+                        }
+                    }
+                }
+            }
+        }
+        keys.into_iter().map(Shader).collect()
+    }
+
+    /// The whole module.
+    pub fn source(&self) -> String {
+        self.0.source()
+    }
+
+    /// The compute entry point in it.
+    pub fn entry_point(&self) -> &'static str {
+        self.0.kernel.entry().entry_point
+    }
+
+    /// Names and values of the overridable constants, as `PipelineCompilationOptions` takes them.
+    pub fn constants(&self) -> Vec<(&'static str, f64)> {
+        self.0.constants().to_vec()
+    }
+
+    /// Lanes of a workgroup.
+    pub fn workgroup(&self) -> u32 {
+        self.0.workgroup
+    }
+
+    /// The storage bindings besides the uniform at 0: the number of each, and whether it is bound read_write.
+    pub fn bindings(&self) -> Vec<(u32, bool)> {
+        let entry = self.0.kernel.entry();
+        let binding = |b: &crate::kernels::Binding| (b.number, b.writes || self.0.pooled);
+        entry.bindings.iter().map(binding).collect()
+    }
+
+    /// Whether it passes over whole tensors, and not over per-channel arrays alone.
+    pub fn is_pass(&self) -> bool {
+        self.0.kernel.entry().has_tensors()
+    }
+}
+
+impl fmt::Display for Shader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let key = &self.0;
+        write!(f, "{}", self.entry_point())?;
+        if self.is_pass() {
+            write!(f, " {}", key.elements.name())?;
+        }
+        write!(f, " x{}", key.workgroup)?;
+        let default = PipelineKey::new(key.kernel, key.elements, key.workgroup);
+        if let Some(activation) = Activation::ALL.get(key.activation as usize)
+            && key.activation != 0
+        {
+            let name = activation.to_string();
+            write!(f, " {}", name.split(':').next().unwrap_or(&name))?;
+        }
+        if key.lookup != default.lookup {
+            write!(f, " {:?}", key.lookup)?;
+        }
+        for (on, name) in [
+            (key.residual, "residual"),
+            (!key.ragged, "whole"),
+            (key.mask, "mask"),
+            (key.in_place, "in-place"),
+            (key.pooled, "pooled"),
+        ] {
+            if on {
+                write!(f, " {name}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Plan {
+    /// The shaders of every pipeline that an operation of this plan may use, but for those that arguments decide
+    /// (in place, pooled).
+    pub fn shaders(&self) -> Vec<Shader> {
+        self.pipelines().into_iter().map(Shader).collect()
+    }
+}
