@@ -456,7 +456,7 @@ impl Checker {
         let output = reference::forward(&problem, &inputs, &statistics)?;
         self.forward.compare(step.normalised, &output);
 
-        self.exact.update(&problem, &statistics);
+        self.exact.update(&problem, &statistics)?;
         let batches = step.running.row(2).mapv(|count| count.to_bits() as f32);
         self.running.compare(step.running.row(0), &self.exact.mean);
         self.running
@@ -487,7 +487,7 @@ fn check_inference(
     let problem = Problem::nc([rows, FEATURES]);
     let (input, affine) = (exact(features), affine.mapv(f64::from));
     let [mean, variance] = [0, 1].map(|row| running.row(row).mapv(f64::from));
-    let statistics = Statistics::given(&problem, mean, variance);
+    let statistics = Statistics::given(&problem, mean, variance)?;
     let output = reference::forward(&problem, &inputs(&input, &affine), &statistics)?;
     let mut check = Check::new("inference", rows, operation, TOLERANCE);
     check.compare(normalised, &output);

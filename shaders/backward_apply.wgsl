@@ -3,7 +3,7 @@
 //
 // Parallel: as in normalize.wgsl: planar, columns, and flat for what is left. Reads x, dy (and the residual) once, writes
 // dx (and dz) once. In place, dy is what dx is about to replace. Values that a mask left out of the statistics do not feel
-// them: for those dx = A·dz.
+// them: for those dx = A·dz, and so for all where the statistics are frozen; x is read then for an activation alone.
 
 @group(0) @binding(7) var<storage, read> coefficients: array<vec4<f32>>;
 
@@ -24,7 +24,10 @@ struct Both {
 }
 
 fn load(vector: u32) -> Loaded {
-    var r = Loaded(read_input(vector), vec4(0.0), vec4(0.0));
+    var r = Loaded(vec4(0.0), vec4(0.0), vec4(0.0));
+    if !FROZEN || ACTIVATION != 0u {
+        r.x = read_input(vector);
+    }
     if IN_PLACE {
         r.grad = read_output(vector);
     } else {
@@ -47,6 +50,10 @@ fn apply(vector: u32, r: Loaded, c: Both) {
         if RESIDUAL {
             write_grad_residual(vector, dz);
         }
+    }
+    if FROZEN {
+        write_output(vector, c.a * dz);
+        return;
     }
     var centred = dz - c.e;
     var through_statistics = fma(c.b, r.x - c.forward.kappa, c.d);

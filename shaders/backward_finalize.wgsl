@@ -14,7 +14,7 @@
 @group(0) @binding(2) var<storage, read_write> coefficients: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read_write> grad_affine: array<f32>; // weight, bias
 @group(0) @binding(4) var<storage, read_write> sums: array<vec4<f32>>;
-@group(0) @binding(5) var<storage, read> counts: array<f32>;            // of each group
+@group(0) @binding(5) var<storage, read> counts: array<u32>;            // of each piece of each group's mask
 @group(0) @binding(6) var<storage, read_write> gradients: array<vec4<f32>>; // dγ, its remainder, dβ, its remainder
 @group(0) @binding(7) var<storage, read> group_gradients: array<vec4<f32>>;
 
@@ -27,6 +27,18 @@ fn merge(lane: u32, statistic: u32) -> Pair {
         sum = add_pairs(sum, Pair(vec4(part.x, part.z, 0.0, 0.0), vec4(part.y, part.w, 0.0, 0.0)));
     }
     return sum_exactly(lane, params.tile, sum);
+}
+
+// How many positions of a group its mask lets count.
+fn mask_count(group: u32) -> f32 {
+    var count = 0u;
+    var valid = true;
+    for (var piece = 0u; piece < params.mask_pieces; piece++) {
+        let part = counts[group * params.mask_pieces + piece];
+        valid = valid && part != NOT_A_COUNT;
+        count += part;
+    }
+    return select(not_a_number(), f32(count), valid);
 }
 
 fn write_gradients(channel: u32, weight: f32, bias: f32) {
@@ -78,13 +90,13 @@ fn backward_finalize(
         write_gradients(statistic, grad_weight, grad_bias);
     }
     let a = statistics.w * invstd;
-    if has(FROZEN) {
+    if has(FROZEN_STATISTICS) {
         coefficients[params.statistics + statistic] = vec4(a, 0.0, 0.0, 0.0);
         return;
     }
     var m = f32(params.count);
     if has(HAS_COUNTS) {
-        m = counts[statistic / params.channels];
+        m = mask_count(statistic / params.channels);
     }
     if m == 0.0 {
         // Nothing counts: the statistics do not depend on the input.
@@ -103,16 +115,15 @@ fn sum_gradients(
     @builtin(num_workgroups) grid: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let channel = workgroup_number(id, grid) * WORKGROUP + lane;
-    if channel >= params.channels {
-        return;
-    }
-    var weight = Pair(vec4(0.0), vec4(0.0));
-    var bias = weight;
-    for (var s = channel; s < params.statistics; s += params.channels) {
+    let channel = workgroup_number(id, grid) * params.tile + lane % params.tile;
+    var sum = Pair(vec4(0.0), vec4(0.0)); // x: weight, y: bias
+    for (var s = min(channel, params.channels - 1u) + lane / params.tile * params.channels; s < params.statistics;
+         s += WORKGROUP / params.tile * params.channels) {
         let part = group_gradients[s];
-        weight = add_pairs(weight, Pair(vec4(part.x), vec4(part.y)));
-        bias = add_pairs(bias, Pair(vec4(part.z), vec4(part.w)));
+        sum = add_pairs(sum, Pair(vec4(part.xz, 0.0, 0.0), vec4(part.yw, 0.0, 0.0)));
     }
-    write_gradients(channel, weight.high.x + weight.low.x, bias.high.x + bias.low.x);
+    sum = sum_exactly(lane, params.tile, sum);
+    if lane < params.tile && channel < params.channels {
+        write_gradients(channel, sum.high.x + sum.low.x, sum.high.y + sum.low.y);
+    }
 }

@@ -25,7 +25,7 @@ struct Moments {
     pivot: f32,
     delta: f32,
     delta_low: f32,
-    m2: f32,
+    m2: f32, // in params.square_unit, as in the records
 }
 
 // D of one record, 0 where it is empty.
@@ -36,21 +36,36 @@ fn deviation(record: vec4<f32>, pivot: f32) -> Pair {
     return Pair(select(d.high, vec4(0.0), empty), select(d.low, vec4(0.0), empty));
 }
 
+// The pivot of a record that is not empty serves for all: of the first that the first lane with any has found.
+fn some_pivot(lane: u32, statistic: u32, records: u32, per_slot: u32) -> f32 {
+    var found = vec4(0.0); // x: the pivot, y: whether there is one
+    for (var i = lane / params.tile; i < records; i += WORKGROUP / params.tile) {
+        let record = partials[partial_index(i / per_slot, statistic, i % per_slot)];
+        if record.x > 0.0 {
+            found = vec4(record.y, 1.0, 0.0, 0.0);
+            break;
+        }
+    }
+    scratch_high[lane] = found;
+    workgroupBarrier(); // all lanes have written
+    for (var s = WORKGROUP / 2u; s >= params.tile; s /= 2u) {
+        if lane < s && scratch_high[lane].y == 0.0 {
+            scratch_high[lane] = scratch_high[lane + s];
+        }
+        workgroupBarrier(); // this level is complete
+    }
+    let pivot = scratch_high[lane % params.tile].x;
+    workgroupBarrier(); // read by all, before the scratch is written again
+    return pivot;
+}
+
 fn merge(lane: u32, statistic: u32) -> Moments {
     let lane_row = lane / params.tile;
     let lane_rows = WORKGROUP / params.tile;
     let per_slot = params.repetitions * params.span;
     let records = params.slots * per_slot;
 
-    // The pivot of the first record that is not empty serves for all.
-    var pivot = 0.0;
-    for (var i = 0u; i < records; i++) {
-        let record = partials[partial_index(i / per_slot, statistic, i % per_slot)];
-        if record.x > 0.0 {
-            pivot = record.y;
-            break;
-        }
-    }
+    let pivot = some_pivot(lane, statistic, records, per_slot);
     var sum = Pair(vec4(0.0), vec4(0.0));   // x: Σ n·D, y: Σ n
     for (var i = lane_row; i < records; i += lane_rows) {
         let record = partials[partial_index(i / per_slot, statistic, i % per_slot)];
@@ -66,7 +81,7 @@ fn merge(lane: u32, statistic: u32) -> Moments {
         let record = partials[partial_index(i / per_slot, statistic, i % per_slot)];
         let d = deviation(record, pivot);
         let apart = opaque(d.high - delta.high).x + (d.low.x - delta.low.x);
-        m2 = add(m2, vec4(select(0.0, record.w + record.x * apart * apart, record.x > 0.0)));
+        m2 = add(m2, vec4(select(0.0, record.w + record.x * apart * (apart * params.square_unit), record.x > 0.0)));
     }
     let m2_total = sum_exactly(lane, params.tile, m2);
     let m2_sum = select(infinity(), m2_total.high.x + m2_total.low.x, is_finite(m2_total.high.x));
@@ -115,7 +130,7 @@ fn combine(
     let statistic = statistic_of_lane(workgroup_number(id, grid), lane);
     let m = merge(lane, min(statistic, params.statistics - 1u));
     if lane < params.tile && statistic < params.statistics {
-        coefficients[statistic] = vec4(m.count, m.pivot, m.delta, m.m2);
+        coefficients[statistic] = vec4(m.count, m.pivot, m.delta, m.m2 / params.square_unit);
     }
 }
 
@@ -130,7 +145,7 @@ fn finalize(
     if lane >= params.tile || statistic >= params.statistics {
         return;
     }
-    var variance = m.m2 / max(m.count, 1.0);
+    var variance = m.m2 / max(m.count, 1.0) / params.square_unit;
     if !is_finite(m.pivot) {
         variance = not_a_number();
     }

@@ -48,9 +48,9 @@ struct Params {
     absent_0: u32,
     absent_1: u32,
     absent_2: u32,
+    mask_pieces: u32,      // that a group's mask is counted in
+    square_unit: f32,      // of M2 in the records that are merged
     pad_0: u32,            // to a multiple of 16 bytes
-    pad_1: u32,
-    pad_2: u32,
 }
 
 const HAS_AFFINE: u32 = 1u;
@@ -60,12 +60,14 @@ const CUMULATIVE: u32 = 8u;
 const FROM_RUNNING: u32 = 16u;   // coefficients from running statistics, not saved ones
 const FOR_BACKWARD: u32 = 32u;   // coefficients for the gradients too
 const HAS_GRAD_AFFINE: u32 = 64u;
-const FROZEN: u32 = 128u;         // the statistics do not depend on the input
+const FROZEN_STATISTICS: u32 = 128u; // they do not depend on the input
 const UNBIASED: u32 = 256u;       // running variance is M2/(m-1)
 const HAS_COEFFICIENTS: u32 = 512u;
 const HAS_COUNTS: u32 = 1024u;    // values per channel that the mask lets count, one number a group
 const GROUP_GRADIENTS: u32 = 2048u; // parameter gradients of each group, to be summed
 const ACCUMULATE: u32 = 4096u;    // parameter gradients are added to what is there
+
+const NOT_A_COUNT: u32 = 0xffffffffu; // of a mask that holds something else than 0 and 1
 
 override WORKGROUP: u32 = 64u;
 override ACTIVATION: u32 = 0u;
@@ -74,6 +76,7 @@ override CHANNEL_LOOKUP: u32 = 0u;
 override RAGGED: bool = true;    // false where every vector of a reduction lies in its row or matrix as a whole
 override MASK: bool = false;
 override IN_PLACE: bool = false; // the result replaces the input, or the output's gradient
+override FROZEN: bool = false;   // the gradient does not go through the statistics
 
 @group(0) @binding(0) var<uniform> params: Params;
 
@@ -212,7 +215,7 @@ fn inverse_std(variance: f32) -> f32 {
         return select(0.0, not_a_number(), is_nan(v.high.x));
     }
     if v.high.x <= 0.0 {
-        return 0.0;
+        return select(0.0, not_a_number(), v.high.x < 0.0); // no variance is negative
     }
     let y = vec4(inverseSqrt(v.high.x));
     let one = multiply(multiply(v, y), y);
@@ -235,6 +238,9 @@ fn coarse(v: vec4<f32>, spread: vec4<f32>) -> vec4<f32> {
 }
 
 // ---- Reductions: runs and pivots.
+
+// Squares are summed in this unit, a power of two: their sum stays within f32 wherever the variance does.
+const SQUARE_UNIT: f32 = 2.3283064365386963e-10; // 2⁻³²
 
 const PIVOT_VECTORS: u32 = 64u;  // 256 values
 const PIVOT_ROWS: u32 = 16u;

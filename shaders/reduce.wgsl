@@ -6,14 +6,14 @@
 // nothing cancels: mean = K + δ with δ = Σ(x-K)/n, and M2 = Σ(x-K)² - δ·Σ(x-K).
 // With a mask only the values count that it lets count, and the pivot comes from those.
 // Barriers: only those of the workgroup sums; every invocation reaches them, lanes without work add zeros.
-//   count_mask: mask -> how many positions of each group count; one workgroup per group
+//   count_mask: mask -> how many positions of each piece of a group's mask count; one workgroup per piece
 
 @group(0) @binding(7) var<storage, read_write> partials: array<vec4<f32>>;
-@group(0) @binding(8) var<storage, read_write> counts: array<f32>;
+@group(0) @binding(8) var<storage, read_write> counts: array<u32>;
 
 fn record(count: f32, pivot: f32, s1: f32, s1_low: f32, s2: f32, s2_low: f32) -> vec4<f32> {
     let delta = divide(Pair(vec4(s1), vec4(s1_low)), vec4(max(count, 1.0))).high.x;
-    let m2 = max(0.0, (s2 - s1 * delta) + s2_low);
+    let m2 = max(0.0, (s2 - s1 * (delta * SQUARE_UNIT)) + s2_low); // in this unit
     return vec4(count, pivot, delta, select(infinity(), m2, is_finite(s2)));
 }
 
@@ -29,11 +29,11 @@ fn deviations(first: u32, first_mask: u32, cell: Cell, pivot: f32) -> Sums {
     let begin = row_begin(first, cell.row);
     if !MASK {
         let d = keep_row(read_input(vector) - pivot, vector, begin);
-        return Sums(d, d * d, vec4(0.0)); // how many there are is known
+        return Sums(d, d * (d * SQUARE_UNIT), vec4(0.0)); // how many there are is known
     }
     let weights = row_weights(vector, begin, first_mask + cell.row * params.inner);
     let d = select(vec4(0.0), read_input(vector) - pivot, weights != vec4(0.0));
-    return Sums(d, d * d, weights);
+    return Sums(d, d * (d * SQUARE_UNIT), weights);
 }
 
 fn both(a: Sums, b: Sums) -> Sums {
@@ -126,11 +126,11 @@ fn column_deviations(at: Column, rows: u32, pivot: vec4<f32>, step: u32, mask_st
     let local = at.local + rows * step;
     if !MASK {
         let d = keep_group(read_input(at.first + local) - pivot, local);
-        return Sums(d, d * d, vec4(0.0)); // how many there are is known
+        return Sums(d, d * (d * SQUARE_UNIT), vec4(0.0)); // how many there are is known
     }
     let weights = group_weights(local, at.masks + vec4(rows * mask_step));
     let d = select(vec4(0.0), read_input(at.first + local) - pivot, weights != vec4(0.0));
-    return Sums(d, d * d, weights);
+    return Sums(d, d * (d * SQUARE_UNIT), weights);
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -242,13 +242,17 @@ fn count_mask(
     @builtin(local_invocation_index) lane: u32,
 ) {
     let number = workgroup_number(id, grid);
-    let group = min(number, params.workgroups - 1u);
-    var count = 0.0;
-    for (var i = lane; i < params.count; i += WORKGROUP) {
-        count += mask_weight(group * params.count + i);
+    let work = min(number, params.workgroups - 1u);
+    let first = (work / params.mask_pieces) * params.count;
+    let start = (work % params.mask_pieces) * params.piece_length;
+    let end = min(start + params.piece_length, params.count);
+    var count = vec4(0.0); // x: 1, y: neither 0 nor 1
+    for (var i = start + lane; i < end; i += WORKGROUP) {
+        let weight = mask_weight(first + i);
+        count += select(vec4(weight, 0.0, 0.0, 0.0), vec4(0.0, 1.0, 0.0, 0.0), is_nan(weight));
     }
-    let total = sum_both(lane, 1u, Pair(vec4(count), vec4(0.0))).high.x;
+    let total = sum_both(lane, 1u, Pair(count, vec4(0.0))).high; // exact: a piece is shorter than 2²⁴
     if lane == 0u && number < params.workgroups {
-        counts[group] = total;
+        counts[work] = select(u32(total.x), NOT_A_COUNT, total.y > 0.0);
     }
 }

@@ -58,22 +58,43 @@ pub struct RunningArrays {
 
 /// Saved statistics on the host, `[4, groups·channels]`: K, δ, δ's remainder, invstd, with mean = K + δ.
 #[derive(Debug, Clone, PartialEq)]
-pub struct SavedArrays(pub Array2<f32>);
+pub struct SavedArrays(Array2<f32>);
 
 impl SavedArrays {
     /// From a mean, what an f32 mean lacks, and invstd.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where they have different lengths.
     pub fn new(
         mean: ArrayView1<'_, f32>,
         remainder: Option<ArrayView1<'_, f32>>,
         invstd: ArrayView1<'_, f32>,
-    ) -> Self {
+    ) -> Result<Self> {
+        check_shape("save_invstd", invstd.shape(), mean.shape())?;
+        if let Some(remainder) = &remainder {
+            check_shape("save_mean_remainder", remainder.shape(), mean.shape())?;
+        }
         let mut rows = Array2::zeros((4, mean.len()));
         rows.row_mut(0).assign(&mean);
         if let Some(remainder) = remainder {
             rows.row_mut(1).assign(&remainder);
         }
         rows.row_mut(3).assign(&invstd);
-        SavedArrays(rows)
+        Ok(SavedArrays(rows))
+    }
+
+    /// As they lie on the device.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where there are not four rows.
+    pub fn from_rows(rows: Array2<f32>) -> Result<Self> {
+        check_shape("saved", rows.shape(), &[4, rows.ncols()])?;
+        Ok(SavedArrays(rows))
+    }
+
+    /// K, δ, δ's remainder, invstd.
+    pub fn rows(&self) -> ArrayView2<'_, f32> {
+        self.0.view()
     }
 
     /// The mean to about 48 bits.

@@ -144,6 +144,7 @@ impl Prepared {
         let parts =
             r.packed_statistics("parts", args.parts, 4 * u64::from(args.sets), Access::Read)?;
         let moments = r.packed_statistics("moments", args.moments, 4, Access::Write)?;
+        self.plan.can_merge(args.sets.into())?;
         let merge = self.plan.merge(Kernel::Combine, Some(args.sets), 0);
         r.push(
             merge,

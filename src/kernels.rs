@@ -131,11 +131,12 @@ pub(crate) enum Override {
     Ragged,
     Mask,
     InPlace,
+    Frozen,
 }
 
 use Override::{
-    Activation as ACTIVATION, ChannelLookup as LOOKUP, InPlace as IN_PLACE, Mask as MASK,
-    Ragged as RAGGED, Residual as RESIDUAL,
+    Activation as ACTIVATION, ChannelLookup as LOOKUP, Frozen as FROZEN, InPlace as IN_PLACE,
+    Mask as MASK, Ragged as RAGGED, Residual as RESIDUAL,
 };
 
 macro_rules! shader {
@@ -318,21 +319,21 @@ pub(crate) static TABLE: [Entry; 20] = [
         "backward_apply",
         "backward_apply",
         BACKWARD_APPLY,
-        &[ACTIVATION, RESIDUAL, LOOKUP, MASK, IN_PLACE]
+        &[ACTIVATION, RESIDUAL, LOOKUP, MASK, IN_PLACE, FROZEN]
     ),
     entry!(
         BackwardApplyPlanar,
         "backward_apply",
         "backward_apply_planar",
         BACKWARD_APPLY,
-        &[ACTIVATION, RESIDUAL, MASK, IN_PLACE]
+        &[ACTIVATION, RESIDUAL, MASK, IN_PLACE, FROZEN]
     ),
     entry!(
         BackwardApplyColumns,
         "backward_apply",
         "backward_apply_columns",
         BACKWARD_APPLY,
-        &[ACTIVATION, RESIDUAL, MASK, IN_PLACE]
+        &[ACTIVATION, RESIDUAL, MASK, IN_PLACE, FROZEN]
     ),
     entry!(CountMask, "reduce", "count_mask", COUNT_MASK, &[]),
     entry!(
@@ -431,6 +432,8 @@ pub(crate) struct PipelineKey {
     pub mask: bool,
     /// The result replaces the input (or the output's gradient) in its buffer.
     pub in_place: bool,
+    /// The gradient does not go through the statistics.
+    pub frozen: bool,
     /// Arguments share buffers that the kernel writes: all are bound read_write.
     pub pooled: bool,
 }
@@ -448,6 +451,7 @@ impl PipelineKey {
             ragged: true,
             mask: false,
             in_place: false,
+            frozen: false,
             pooled: false,
         }
     }
@@ -469,13 +473,15 @@ impl PipelineKey {
                 default.lookup
             },
             ragged: self.ragged || !uses(RAGGED),
-            mask: uses(MASK) && self.mask,
+            // Frozen statistics do not depend on the input, whatever was masked when they were taken.
+            mask: uses(MASK) && self.mask && !self.frozen,
             in_place: uses(IN_PLACE) && self.in_place,
+            frozen: uses(FROZEN) && self.frozen,
             ..self
         }
     }
 
-    pub(crate) fn constants(&self) -> [(&'static str, f64); 7] {
+    pub(crate) fn constants(&self) -> [(&'static str, f64); 8] {
         let switch = |on: bool| f64::from(u8::from(on));
         [
             ("WORKGROUP", f64::from(self.workgroup)),
@@ -485,6 +491,7 @@ impl PipelineKey {
             ("RAGGED", switch(self.ragged)),
             ("MASK", switch(self.mask)),
             ("IN_PLACE", switch(self.in_place)),
+            ("FROZEN", switch(self.frozen)),
         ]
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use crate::kernels::{Elements, Kernel, PipelineKey};
-use crate::problem::Momentum;
+use crate::problem::{MAX_ELEMENTS, Momentum};
 use crate::{Activation, Dtype, Error, Problem, Result, RunningVariance};
 
 /// What the planner knows of a device. [`Caps::of`] reads it; tests make their own.
@@ -261,9 +261,9 @@ pub(crate) struct Params {
     pub absent_0: u32,
     pub absent_1: u32,
     pub absent_2: u32,
+    pub mask_pieces: u32,
+    pub square_unit: f32,
     pub pad_0: u32,
-    pub pad_1: u32,
-    pub pad_2: u32,
 }
 
 /// The bits of `Params::flags`; the constants of the same names in the prelude.
@@ -275,7 +275,7 @@ pub(crate) mod flags {
     pub(crate) const FROM_RUNNING: u32 = 16;
     pub(crate) const FOR_BACKWARD: u32 = 32;
     pub(crate) const HAS_GRAD_AFFINE: u32 = 64;
-    pub(crate) const FROZEN: u32 = 128;
+    pub(crate) const FROZEN_STATISTICS: u32 = 128;
     pub(crate) const UNBIASED: u32 = 256;
     pub(crate) const HAS_COEFFICIENTS: u32 = 512;
     pub(crate) const HAS_COUNTS: u32 = 1024;
@@ -343,6 +343,15 @@ struct Apply {
 
 /// A channel's partial results, at most; so that merging them costs next to nothing.
 const MAX_PIECES: u64 = 64;
+
+/// The unit of squares in partial moments; the constant of the same name in the prelude.
+pub(crate) const SQUARE_UNIT: f32 = 1.0 / 4_294_967_296.0;
+
+/// llvmpipe ends the loops of an invocation, silently, after 65535 iterations in all. A merge goes over its records
+/// three times.
+const MERGE_RECORDS_PER_LANE: u64 = 16_384;
+/// The same for the positions of a mask. A piece is counted in f32, exactly below 2²⁴.
+const MASK_PER_LANE: u64 = 16_384;
 
 impl Plan {
     /// Plans a problem for a device.
@@ -414,7 +423,16 @@ impl Plan {
         } = *problem;
         // Down the columns, every group must begin at a whole vector.
         let unaligned = groups > 1 && !(outer * channels * inner).is_multiple_of(4);
+        // Nor may a row, with its repetitions, have more columns than a tensor elements.
+        let columns = (channels * inner) as u64;
+        let too_wide = columns * repetitions(columns) > MAX_ELEMENTS;
         let (walk, why) = match choices.walk {
+            Some(Walk::Columns) if too_wide => {
+                return Err(Error::Unsupported {
+                    what: format!("the columns walk over {columns} columns"),
+                    remedy: "use planar".into(),
+                });
+            }
             Some(Walk::Columns) if unaligned => {
                 let what = format!(
                     "the columns walk over groups of {} elements",
@@ -430,6 +448,7 @@ impl Plan {
                 Walk::Planar,
                 "groups that are no whole number of vectors".to_owned(),
             ),
+            None if too_wide => (Walk::Planar, format!("{columns} columns")),
             None => choose_walk(outer as u64, inner as u64),
         };
         let elements = Elements::of(problem.dtype, problem.elements());
@@ -489,7 +508,29 @@ impl Plan {
                 workgroups,
             }
         };
+        plan.fits()?;
         Ok(plan)
+    }
+
+    /// Whether every dispatch can be made on the device.
+    fn fits(&self) -> Result<()> {
+        let per_dimension = u64::from(self.caps.max_workgroups_per_dimension);
+        for step in self.steps() {
+            let [x, y] = step.grid.map(u64::from);
+            if x.max(y) > per_dimension {
+                return Err(Error::Limit {
+                    what: format!("{} in two dimensions", step.key.kernel.entry().entry_point),
+                    needed: x.max(y),
+                    limit: per_dimension,
+                    name: "max_compute_workgroups_per_dimension",
+                    remedy: "request a device with this limit raised, or split the tensor along its outer dimension".into(),
+                });
+            }
+        }
+        let of_one = u64::from(self.params.slots)
+            * u64::from(self.params.repetitions)
+            * u64::from(self.params.span);
+        self.can_merge(of_one * self.problem.groups as u64)
     }
 
     /// The problem.
@@ -539,6 +580,8 @@ impl Plan {
             eps: p.eps as f32,
             weight_old,
             weight_new,
+            mask_pieces: self.mask_pieces() as u32,
+            square_unit: SQUARE_UNIT,
             ..Params::default()
         }
     }
@@ -596,12 +639,7 @@ impl Plan {
     fn cut_columns(&self, lanes: u32, ceiling: u64) -> (Params, u64) {
         let mut params = self.params;
         let columns = (self.problem.channels * self.problem.inner) as u64;
-        // So many rows are taken as one that its columns are whole vectors, at any alignment.
-        let repetitions = match columns % 4 {
-            0 => 1,
-            2 => 2,
-            _ => 4,
-        };
+        let repetitions = repetitions(columns);
         let width = columns * repetitions;
         let row_vectors = width / 4;
         let rows = (self.problem.outer as u64).div_ceil(repetitions);
@@ -645,6 +683,8 @@ impl Plan {
             Some(workgroups) => vectors.div_ceil(u64::from(workgroups.max(1)) * lanes),
             None => per_lane,
         };
+        let most = u64::from(self.caps.max_workgroups_per_dimension).pow(2);
+        let per_lane = per_lane.max(vectors.div_ceil(most.saturating_mul(lanes)));
         let chunk = per_lane * lanes;
         let inner = self.problem.inner as u64;
         let channels = self.flat_channels();
@@ -768,7 +808,9 @@ impl Plan {
     fn records(&self, sets: Option<u32>) -> Params {
         match sets {
             None => self.params,
+            // The caller's, whose M2 is in no unit of ours.
             Some(sets) => Params {
+                square_unit: 1.0,
                 slots: sets,
                 slot_stride: self.params.statistics,
                 width: self.params.channels,
@@ -782,18 +824,66 @@ impl Plan {
     fn merge_of(&self, mut params: Params, kernel: Kernel, flags: u32) -> Step {
         let records =
             u64::from(params.slots) * u64::from(params.repetitions) * u64::from(params.span);
-        // As many lanes per statistic as there are records; the others take neighbouring ones.
-        let lanes = records
-            .next_power_of_two()
-            .min(u64::from(self.merge_workgroup)) as u32;
-        let lanes = if self.caps.is_cpu() { 1 } else { lanes };
-        params.tile = self.merge_workgroup / lanes;
+        let (workgroup, lanes) = self.lanes_of_merge(records);
+        params.tile = workgroup / lanes;
         params.flags |= flags;
         let workgroups = u64::from(params.statistics.div_ceil(params.tile));
-        self.step(kernel, self.merge_workgroup, workgroups, params)
+        self.step(kernel, workgroup, workgroups, params)
     }
 
-    /// One lane per channel: gather, scatter, the sum of the groups' gradients.
+    /// A merge's workgroup, and how many of its lanes share the records of one statistic; the others take neighbouring
+    /// ones. On a GPU as many as there are records; on a software adapter as few as do it.
+    fn lanes_of_merge(&self, records: u64) -> (u32, u32) {
+        let wanted = if self.caps.is_cpu() {
+            records.div_ceil(MERGE_RECORDS_PER_LANE)
+        } else {
+            records
+        };
+        let lanes = wanted
+            .next_power_of_two()
+            .min(u64::from(self.caps.workgroup(1024))) as u32;
+        // Wider than usual where that many are to be merged.
+        let most = match self.caps.is_cpu() {
+            true => lanes.max(self.merge_workgroup),
+            false if records > 1024 => self.caps.workgroup(256),
+            false => self.merge_workgroup,
+        };
+        (most, lanes.min(most))
+    }
+
+    /// Whether a merge of so many records for each statistic ends before a software adapter's loops do.
+    ///
+    /// # Errors
+    /// [`Error::Limit`] where it does not.
+    pub(crate) fn can_merge(&self, records: u64) -> Result<()> {
+        let (_, lanes) = self.lanes_of_merge(records);
+        let limit = u64::from(lanes) * MERGE_RECORDS_PER_LANE;
+        if !self.caps.is_cpu() || records <= limit {
+            return Ok(());
+        }
+        Err(Error::Limit {
+            what: "merging the partial results of one channel".into(),
+            needed: records,
+            limit,
+            name: "iterations of a loop on a software adapter",
+            remedy: "use fewer groups or sets, or a device with more invocations in a workgroup"
+                .into(),
+        })
+    }
+
+    /// Parameter gradients of all groups, added up.
+    pub(crate) fn sum_gradients(&self, flags: u32) -> Step {
+        let (workgroup, lanes) = self.lanes_of_merge(self.problem.groups as u64);
+        let params = Params {
+            flags: self.params.flags | flags,
+            tile: workgroup / lanes,
+            ..self.params
+        };
+        let workgroups = u64::from(params.channels.div_ceil(params.tile));
+        self.step(Kernel::SumGradients, workgroup, workgroups, params)
+    }
+
+    /// One lane per channel: gather and scatter.
     pub(crate) fn per_channel(&self, kernel: Kernel, flags: u32) -> Step {
         self.per(self.params.channels, kernel, flags)
     }
@@ -812,15 +902,22 @@ impl Plan {
         self.step(kernel, self.merge_workgroup, workgroups, params)
     }
 
-    /// One workgroup per group.
+    /// Pieces that a group's mask is counted in: long enough to be worth a workgroup, and short enough for one.
+    fn mask_pieces(&self) -> u64 {
+        let (count, lanes) = (self.problem.count(), u64::from(self.reduce_workgroup));
+        let few = count.div_ceil(64 * lanes).min(MAX_PIECES);
+        few.max(count.div_ceil(MASK_PER_LANE * lanes))
+    }
+
+    /// One workgroup per piece of a group's mask.
     pub(crate) fn count_mask(&self) -> Step {
-        let groups = self.problem.groups as u64;
-        self.step(
-            Kernel::CountMask,
-            self.reduce_workgroup,
-            groups,
-            self.params,
-        )
+        let pieces = self.mask_pieces();
+        let params = Params {
+            piece_length: self.problem.count().div_ceil(pieces) as u32,
+            ..self.params
+        };
+        let workgroups = self.problem.groups as u64 * pieces;
+        self.step(Kernel::CountMask, self.reduce_workgroup, workgroups, params)
     }
 
     pub(crate) fn normalize(&self) -> Step {
@@ -846,8 +943,13 @@ impl Plan {
         self.step(kernel, self.flat_workgroup, workgroups, params)
     }
 
-    /// Every pipeline that an operation of this plan may use.
+    /// Every pipeline that an operation of this plan may use, but for what arguments decide.
     pub(crate) fn pipelines(&self) -> BTreeSet<PipelineKey> {
+        self.steps().into_iter().map(|step| step.key).collect()
+    }
+
+    /// Every dispatch that an operation of this plan may make.
+    fn steps(&self) -> Vec<Step> {
         let mut steps = vec![
             self.reduce(),
             self.merge(Kernel::Finalize, None, 0),
@@ -865,9 +967,19 @@ impl Plan {
             steps.push(self.count_mask());
         }
         if self.problem.groups > 1 {
-            steps.push(self.per_channel(Kernel::SumGradients, 0));
+            steps.push(self.merge_groups(Kernel::Finalize, None, 0));
+            steps.push(self.sum_gradients(0));
         }
-        steps.into_iter().map(|step| step.key).collect()
+        steps
+    }
+}
+
+/// So many rows of a matrix are taken as one that its columns are whole vectors, at any alignment.
+fn repetitions(columns: u64) -> u64 {
+    match columns % 4 {
+        0 => 1,
+        2 => 2,
+        _ => 4,
     }
 }
 
@@ -893,7 +1005,12 @@ fn grid(workgroups: u64, per_dimension: u32) -> [u32; 2] {
     if workgroups <= u64::from(per_dimension) {
         return [workgroups as u32, 1];
     }
-    let x = workgroups.isqrt() + 1;
+    let root = workgroups.isqrt();
+    let x = if root * root < workgroups {
+        root + 1
+    } else {
+        root
+    };
     [x as u32, workgroups.div_ceil(x) as u32]
 }
 
@@ -953,7 +1070,7 @@ impl fmt::Display for Plan {
         backward.push(backward_finalize);
         if groups > 1 {
             training.insert(2, self.merge_groups(Kernel::Finalize, None, 0));
-            backward.push(self.per_channel(Kernel::SumGradients, 0));
+            backward.push(self.sum_gradients(0));
         }
         backward.push(self.backward_apply());
         writeln!(f, "  forward training: {}", line(&training))?;
@@ -962,3 +1079,6 @@ impl fmt::Display for Plan {
         write!(f, "  workspace: {} bytes", self.workspace_bytes())
     }
 }
+
+#[cfg(test)]
+mod tests;

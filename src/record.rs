@@ -222,7 +222,8 @@ impl<'a> Recorder<'a> {
             groups => format!(" of {groups} groups"),
         };
         let detail = format!(" for {each} f32 for each of {channels} channels{of_groups}");
-        let bytes = self.plan.problem().statistics() as u64 * each * 4;
+        let statistics = self.plan.problem().statistics() as u64;
+        let bytes = statistics.saturating_mul(each).saturating_mul(4);
         self.packed_of(name, range, bytes, access, detail)
     }
 
@@ -355,20 +356,25 @@ impl<'a> Recorder<'a> {
         }
         let entry = step.key.kernel.entry();
         let writes = |slot| entry.bindings.iter().any(|b| b.slot == slot && b.writes);
-        for (i, (slot, bound)) in bindings.iter().enumerate() {
-            for (other_slot, other) in &bindings[..i] {
-                if bound.buffer != other.buffer || !(writes(*slot) || writes(*other_slot)) {
-                    continue;
-                }
-                if bound.overlaps(other) {
-                    return Err(Error::Overlap {
-                        first: other.name,
-                        second: bound.name,
-                        how: "overlap in one buffer",
-                        remedy: "give each a range of its own",
-                    });
-                }
-                step.key.pooled |= writes(*slot) != writes(*other_slot);
+        let pairs = || {
+            bindings.iter().enumerate().flat_map(|(i, a)| {
+                let others = bindings[..i].iter();
+                others
+                    .map(move |b| (b, a))
+                    .filter(|(b, a)| a.1.buffer == b.1.buffer)
+            })
+        };
+        step.key.pooled = pairs().any(|(a, b)| writes(a.0) != writes(b.0));
+        for ((slot, bound), (other_slot, other)) in pairs() {
+            // What is only read may be one range twice, unless all must be bound read_write.
+            let written = writes(*slot) || writes(*other_slot) || step.key.pooled;
+            if written && bound.overlaps(other) {
+                return Err(Error::Overlap {
+                    first: bound.name,
+                    second: other.name,
+                    how: "overlap in one buffer, which also holds what is written",
+                    remedy: "give each a range of its own",
+                });
             }
         }
         self.steps.push((step, bindings));
@@ -613,12 +619,13 @@ impl<'a> Recorder<'a> {
         self.push(step, bindings)
     }
 
-    /// Values per channel that the mask lets count, one number for each group.
+    /// Values per channel that the mask lets count, one number for each piece of each group.
     fn counts(&mut self, mask: Bound) -> Result<Bound> {
         let groups = self.plan.problem().groups as u64;
-        let counts = self.workspace("counts", groups * 4)?;
+        let step = self.plan.count_mask();
+        let counts = self.workspace("counts", groups * u64::from(step.params.mask_pieces) * 4)?;
         let bindings = vec![(Slot::Mask, mask), (Slot::Counts, counts.clone())];
-        self.push(self.plan.count_mask(), bindings)?;
+        self.push(step, bindings)?;
         Ok(counts)
     }
 
@@ -677,7 +684,7 @@ impl<'a> Recorder<'a> {
         };
         let mut flags = match args.statistics {
             Statistics::Saved(_) => 0,
-            Statistics::Running(_) => flags::FROZEN,
+            Statistics::Running(_) => flags::FROZEN_STATISTICS,
         };
         let mut bindings = vec![(Slot::Coefficients, bound.coefficients.clone())];
         bindings.extend(partials.map(|p| (Slot::Partials, p)));
@@ -703,7 +710,7 @@ impl<'a> Recorder<'a> {
         step.params.count = count.unwrap_or(step.params.count);
         self.push(step, bindings)?;
         if let (Some(parts), Some(grads)) = (group_gradients, &grads) {
-            let step = self.plan.per_channel(Kernel::SumGradients, accumulate);
+            let step = self.plan.sum_gradients(accumulate);
             let bindings = vec![
                 (Slot::GroupGradients, parts),
                 (Slot::GradAffine, grads.clone()),
@@ -721,6 +728,7 @@ impl<'a> Recorder<'a> {
         let mut step = self.plan.backward_apply();
         step.key.in_place = grad_input.is(&bound.grad_output);
         step.key.mask = bound.mask.is_some();
+        step.key.frozen = matches!(args.statistics, Statistics::Running(_));
         if step.key.in_place
             && self.plan.problem().residual
             && !self.plan.problem().writes_grad_residual()

@@ -5,7 +5,7 @@
 //! `[groups·outer, inner]`. Three cases are defined rather than computed: where σ² + ε is 0 or beyond f32, and where a mask
 //! lets nothing count, invstd is 0 and the output is the bias.
 
-use ndarray::{Array1, Array3, ArrayView1, ArrayView2, ArrayView3, Zip};
+use ndarray::{Array1, Array3, ArrayBase, ArrayView1, ArrayView2, ArrayView3, Ix1, Zip};
 
 use crate::problem::Momentum;
 use crate::{Activation, Dtype, Error, Problem, Result, RunningVariance};
@@ -77,19 +77,38 @@ impl Statistics {
     }
 
     /// Given statistics, `[channels]` each, as inference uses them.
-    pub fn given(problem: &Problem, mean: Array1<f64>, variance: Array1<f64>) -> Self {
+    ///
+    /// # Errors
+    /// What is wrong with the problem, and [`Error::Shape`].
+    pub fn given(problem: &Problem, mean: Array1<f64>, variance: Array1<f64>) -> Result<Self> {
+        problem.validate()?;
+        check_length("mean", &mean, problem.channels)?;
+        check_length("variance", &variance, problem.channels)?;
         let of_groups = |v: Array1<f64>| {
             (0..problem.statistics())
                 .map(|s| v[s % problem.channels])
                 .collect::<Array1<f64>>()
         };
         let (mean, variance) = (of_groups(mean), of_groups(variance));
-        Statistics {
+        Ok(Statistics {
             invstd: variance.mapv(|v| inverse_std(problem, v)),
             count: Array1::from_elem(problem.statistics(), problem.count() as f64),
             mean,
             variance,
+        })
+    }
+
+    /// Whether each field has a number for each statistic.
+    fn check(&self, problem: &Problem) -> Result<()> {
+        for (tensor, vector) in [
+            ("mean", &self.mean),
+            ("variance", &self.variance),
+            ("invstd", &self.invstd),
+            ("count", &self.count),
+        ] {
+            check_length(tensor, vector, problem.statistics())?;
         }
+        Ok(())
     }
 }
 
@@ -122,7 +141,14 @@ pub struct Running {
 
 impl Running {
     /// Takes in a batch: `running = (1 - w)·running + w·batch`, by the statistics of all groups together.
-    pub fn update(&mut self, problem: &Problem, batch: &Statistics) {
+    ///
+    /// # Errors
+    /// What is wrong with the problem, and [`Error::Shape`].
+    pub fn update(&mut self, problem: &Problem, batch: &Statistics) -> Result<()> {
+        problem.validate()?;
+        check_length("running_mean", &self.mean, problem.channels)?;
+        check_length("running_var", &self.variance, problem.channels)?;
+        batch.check(problem)?;
         self.batches += 1;
         let w = match problem.momentum {
             Momentum::NewWeight(w) => w,
@@ -149,6 +175,7 @@ impl Running {
             self.mean[c] = (1.0 - w) * self.mean[c] + w * mean;
             self.variance[c] = (1.0 - w) * self.variance[c] + w * correction * variance;
         }
+        Ok(())
     }
 }
 
@@ -262,14 +289,8 @@ impl Inputs<'_> {
             check_shape(problem, "residual", residual.shape())?;
         }
         for (tensor, vector) in [("weight", &self.weight), ("bias", &self.bias)] {
-            if let Some(vector) = vector
-                && vector.len() != problem.channels
-            {
-                return Err(Error::Shape {
-                    tensor,
-                    given: vec![vector.len()],
-                    expected: vec![problem.channels],
-                });
+            if let Some(vector) = vector {
+                check_length(tensor, vector, problem.channels)?;
             }
         }
         Ok(())
@@ -313,6 +334,7 @@ pub fn forward(
     statistics: &Statistics,
 ) -> Result<Array3<f64>> {
     inputs.check(problem)?;
+    statistics.check(problem)?;
     Ok(pre_activation(problem, inputs, statistics).mapv(|z| activate(problem.activation, z)))
 }
 
@@ -343,6 +365,7 @@ pub fn backward(
     frozen: bool,
 ) -> Result<Gradients> {
     inputs.check(problem)?;
+    statistics.check(problem)?;
     check_shape(problem, "grad_output", grad_output.shape())?;
     let mut dz = pre_activation(problem, inputs, statistics);
     Zip::from(&mut dz)
@@ -391,6 +414,21 @@ fn check_shape(problem: &Problem, tensor: &'static str, given: &[usize]) -> Resu
         tensor,
         given: given.to_vec(),
         expected: problem.shape().to_vec(),
+    })
+}
+
+fn check_length<S: ndarray::Data<Elem = f64>>(
+    tensor: &'static str,
+    vector: &ArrayBase<S, Ix1>,
+    expected: usize,
+) -> Result<()> {
+    if vector.len() == expected {
+        return Ok(());
+    }
+    Err(Error::Shape {
+        tensor,
+        given: vec![vector.len()],
+        expected: vec![expected],
     })
 }
 
@@ -494,7 +532,7 @@ mod tests {
         };
         let after = |problem: Problem| {
             let mut running = start.clone();
-            running.update(&problem, &batch(&problem));
+            running.update(&problem, &batch(&problem)).unwrap();
             (running.mean[0], running.variance[0], running.batches)
         };
         let problem = Problem::new(1, 1, 4);
@@ -560,7 +598,7 @@ mod tests {
                 .activation(activation);
             let (x, r, g) = (array(1.0), array(2.0), array(3.0));
             let (weight, bias) = (arr1(&[1.5, -0.7]), arr1(&[0.2, 0.1]));
-            let fixed = Statistics::given(&problem, arr1(&[0.1, -0.2]), arr1(&[0.5, 0.9]));
+            let fixed = Statistics::given(&problem, arr1(&[0.1, -0.2]), arr1(&[0.5, 0.9])).unwrap();
             let mask = mask.map(|m| m.view());
             let statistics = |x: &Array3<f64>| match frozen {
                 true => fixed.clone(),
@@ -635,8 +673,10 @@ mod tests {
         let statistics = Statistics::of(&groups, x.view()).unwrap();
         assert_eq!(statistics.mean, arr1(&[2.0, 6.0]));
         assert_eq!(statistics.variance, arr1(&[1.0, 1.0]));
-        by_groups.update(&groups, &statistics);
-        by_whole.update(&whole, &Statistics::of(&whole, x.view()).unwrap());
+        by_groups.update(&groups, &statistics).unwrap();
+        by_whole
+            .update(&whole, &Statistics::of(&whole, x.view()).unwrap())
+            .unwrap();
         assert_eq!(by_groups, by_whole);
         let mask = arr2(&[[1.0, 1.0], [1.0, 0.0]]);
         let masked = Statistics::masked(&whole, x.view(), Some(mask.view())).unwrap();

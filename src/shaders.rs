@@ -47,9 +47,9 @@ impl Shader {
                 }
                 for activation in Activation::ALL.map(Activation::code) {
                     for lookup in LOOKUPS {
-                        for switches in 0..32usize {
-                            let [residual, ragged, mask, in_place, pooled] =
-                                [0, 1, 2, 3, 4].map(|bit| SWITCHES[switches >> bit & 1]);
+                        for switches in 0..64usize {
+                            let [residual, ragged, mask, in_place, frozen, pooled] =
+                                [0, 1, 2, 3, 4, 5].map(|bit| SWITCHES[switches >> bit & 1]);
                             let key = PipelineKey {
                                 activation,
                                 residual,
@@ -57,6 +57,7 @@ impl Shader {
                                 ragged,
                                 mask,
                                 in_place,
+                                frozen,
                                 pooled,
                                 ..PipelineKey::new(entry.kernel, elements, workgroup)
                             };
@@ -125,6 +126,7 @@ impl fmt::Display for Shader {
             (!key.ragged, "whole"),
             (key.mask, "mask"),
             (key.in_place, "in-place"),
+            (key.frozen, "frozen"),
             (key.pooled, "pooled"),
         ] {
             if on {

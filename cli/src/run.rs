@@ -157,7 +157,7 @@ impl Request {
                     mean.view(),
                     remainder.as_ref().map(|a| a.view()),
                     invstd.view(),
-                ))
+                )?)
             }
             (None, None, None) => None,
             (None, _, _) => bail!(
@@ -558,7 +558,7 @@ fn by_reference(request: &Request, mode: Mode, backward: bool) -> Result<Results
                 problem,
                 wide_vector(running.mean.view()),
                 wide_vector(running.variance.view()),
-            )
+            )?
         }
         (Mode::Training, Some(saved)) if backward => Statistics {
             mean: saved.mean(),
@@ -583,15 +583,16 @@ fn by_reference(request: &Request, mode: Mode, backward: bool) -> Result<Results
     if mode == Mode::Inference {
         return Ok(Results::Inference { output });
     }
-    let running = request.running.as_ref().map(|running| {
+    let update = |running: &RunningArrays| -> Result<_> {
         let mut state = reference::Running {
             mean: wide_vector(running.mean.view()),
             variance: wide_vector(running.variance.view()),
             batches: request.batches as u64,
         };
-        state.update(problem, &statistics);
-        (narrow_vector(&state.mean), narrow_vector(&state.variance))
-    });
+        state.update(problem, &statistics)?;
+        Ok((narrow_vector(&state.mean), narrow_vector(&state.variance)))
+    };
+    let running = request.running.as_ref().map(update).transpose()?;
     Ok(Results::Forward {
         output,
         mean: statistics.mean,

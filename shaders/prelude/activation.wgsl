@@ -13,6 +13,18 @@ fn decay(z: vec4<f32>) -> vec4<f32> {
     return exp(select(-z, vec4(88.0), z < vec4(-88.0)));
 }
 
+// 1/(1 + e^-z); 0 below -88, where it is less than the smallest normal number.
+fn logistic(z: vec4<f32>) -> vec4<f32> {
+    let zero = vec4(bitcast<f32>(params.zero)); // not a constant: -∞·0 is to stay NaN
+    return select(1.0 / (1.0 + decay(z)), zero, z < vec4(-88.0));
+}
+
+// Whether z is 0 or less, by its bits, and so false for NaN: from `z < 0` one driver made max(z, 0), which drops NaN.
+fn not_positive(z: vec4<f32>) -> vec4<bool> {
+    let bits = bitcast<vec4<u32>>(z);
+    return (bits == vec4(0u)) | ((bits >= vec4(0x80000000u)) & (bits <= vec4(0xff800000u)));
+}
+
 // tanh z: an odd polynomial near 0 (a minimax fit, relative error 2.8e-9), (1 - e^-2|z|)/(1 + e^-2|z|) beyond.
 fn hyperbolic_tangent(z: vec4<f32>) -> vec4<f32> {
     let s = z * z;
@@ -54,22 +66,19 @@ fn normal(z: vec4<f32>) -> Normal {
 
 fn activate(z: vec4<f32>) -> vec4<f32> {
     if ACTIVATION == RELU {
-        // By the bits: from `z < 0` one driver made max(z, 0), which drops NaN.
-        let bits = bitcast<vec4<u32>>(z);
-        let negative = (bits > vec4(0x80000000u)) & (bits <= vec4(0xff800000u));
-        return bitcast<vec4<f32>>(select(bits, vec4(0u), negative));
+        return bitcast<vec4<f32>>(select(bitcast<vec4<u32>>(z), vec4(0u), not_positive(z)));
     }
     if ACTIVATION == LEAKY_RELU {
-        return select(z, params.slope * z, z < vec4(0.0));
+        return select(z, params.slope * z, not_positive(z));
     }
     if ACTIVATION == SILU {
-        return z / (1.0 + decay(z));
+        return z * logistic(z);
     }
     if ACTIVATION == GELU {
         return z * normal(z).distribution;
     }
     if ACTIVATION == SIGMOID {
-        return 1.0 / (1.0 + decay(z));
+        return logistic(z);
     }
     if ACTIVATION == TANH {
         return hyperbolic_tangent(z);
@@ -80,24 +89,22 @@ fn activate(z: vec4<f32>) -> vec4<f32> {
 // grad·act'(z)
 fn activation_gradient(z: vec4<f32>, grad: vec4<f32>) -> vec4<f32> {
     if ACTIVATION == RELU {
-        return select(grad, vec4(0.0), z <= vec4(0.0));
+        return select(grad, vec4(0.0), not_positive(z));
     }
     if ACTIVATION == LEAKY_RELU {
-        return select(grad, params.slope * grad, z <= vec4(0.0));
+        return select(grad, params.slope * grad, not_positive(z));
     }
     if ACTIVATION == SILU {
-        let e = decay(z);
-        let s = 1.0 / (1.0 + e);
-        return grad * (s * fma(z, e * s, vec4(1.0))); // 1 - s = e·s, without cancellation
+        let s = logistic(z);
+        return grad * (s * fma(z, decay(z) * s, vec4(1.0))); // 1 - s = e^-z·s, without cancellation
     }
     if ACTIVATION == GELU {
         let n = normal(z);
         return grad * fma(z, 0.3989422804 * n.density, n.distribution);
     }
     if ACTIVATION == SIGMOID {
-        let e = decay(z);
-        let s = 1.0 / (1.0 + e);
-        return grad * (s * (e * s));
+        let s = logistic(z);
+        return grad * (s * (decay(z) * s));
     }
     if ACTIVATION == TANH {
         let e = decay(2.0 * abs(z));

@@ -153,6 +153,7 @@ fn shaders_and_table_agree_on_overrides() {
                 Override::Ragged => "RAGGED",
                 Override::Mask => "MASK",
                 Override::InPlace => "IN_PLACE",
+                Override::Frozen => "FROZEN",
             }
             .to_owned()
         };
@@ -259,9 +260,9 @@ fn shaders_and_rust_agree_on_parameters() {
         absent_0,
         absent_1,
         absent_2,
+        mask_pieces,
+        square_unit,
         pad_0,
-        pad_1,
-        pad_2,
     ];
     let (module, _) = parse(&compose(Elements::F32x4, &TABLE[0]));
     let (_, params) = module
@@ -291,7 +292,7 @@ fn shaders_and_rust_agree_on_flags() {
         ("FROM_RUNNING", flags::FROM_RUNNING),
         ("FOR_BACKWARD", flags::FOR_BACKWARD),
         ("HAS_GRAD_AFFINE", flags::HAS_GRAD_AFFINE),
-        ("FROZEN", flags::FROZEN),
+        ("FROZEN_STATISTICS", flags::FROZEN_STATISTICS),
         ("UNBIASED", flags::UNBIASED),
         ("HAS_COEFFICIENTS", flags::HAS_COEFFICIENTS),
         ("HAS_COUNTS", flags::HAS_COUNTS),
@@ -312,6 +313,16 @@ fn shaders_and_rust_agree_on_flags() {
         };
         assert_eq!(bits, value, "{name}");
     }
+    let unit = module.constants.iter();
+    let (_, unit) = unit
+        .into_iter()
+        .find(|(_, c)| c.name.as_deref() == Some("SQUARE_UNIT"))
+        .unwrap();
+    let naga::Expression::Literal(naga::Literal::F32(unit)) = module.global_expressions[unit.init]
+    else {
+        panic!("SQUARE_UNIT is no f32")
+    };
+    assert_eq!(unit, crate::plan::SQUARE_UNIT);
 }
 
 /// The files stay few and readable.

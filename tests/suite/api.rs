@@ -347,7 +347,7 @@ fn the_parts_make_the_whole() {
                 variance: wide(&f.variance),
                 batches: 0,
             };
-            state.update(&f.problem, &statistics);
+            state.update(&f.problem, &statistics).unwrap();
             close(
                 "running_var",
                 &floats(gpu, &running)[channels..2 * channels],
@@ -442,10 +442,8 @@ fn a_layer_trains_and_infers() {
                     .forward(&mut encoder, &Batch::new(batch, 49, &x), &y)
                     .unwrap();
                 gpu.queue.submit([encoder.finish()]);
-                want.update(
-                    &problem,
-                    &Statistics::of(&problem, host.mapv(f64::from).view()).unwrap(),
-                );
+                let batch = Statistics::of(&problem, host.mapv(f64::from).view()).unwrap();
+                want.update(&problem, &batch).unwrap();
             }
             let state = words(gpu, layer.running());
             let values: Vec<f32> = state[..12].iter().map(|&w| f32::from_bits(w)).collect();
@@ -488,7 +486,7 @@ fn a_layer_trains_and_infers() {
                 bias: Some(bias.view()),
                 mask: None,
             };
-            let given = Statistics::given(&problem, want.mean, want.variance);
+            let given = Statistics::given(&problem, want.mean, want.variance).unwrap();
             let want = reference::forward(&problem, &inputs, &given).unwrap();
             close(
                 "inference",
@@ -634,7 +632,8 @@ fn extreme_shapes() {
             let got = gpu
                 .inference(&plan, &Arrays::new(host.view()), &state)
                 .unwrap();
-            let given = Statistics::given(&problem, Array1::ones(shape[1]), Array1::ones(shape[1]));
+            let given = Statistics::given(&problem, Array1::ones(shape[1]), Array1::ones(shape[1]))
+                .unwrap();
             let want = reference::forward(&problem, &inputs, &given).unwrap();
             close(
                 "inference",
@@ -684,7 +683,7 @@ fn inference_with_buffers_of_their_own() {
             bias: Some(b64.view()),
             mask: None,
         };
-        let given = Statistics::given(&f.problem, wide(&f.mean), wide(&f.variance));
+        let given = Statistics::given(&f.problem, wide(&f.mean), wide(&f.variance)).unwrap();
         let want = reference::forward(&f.problem, &inputs, &given).unwrap();
         close("output", &floats(gpu, &y), want.as_slice().unwrap(), 1e-6);
     });

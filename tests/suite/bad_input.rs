@@ -334,3 +334,37 @@ fn an_adapter_that_is_not_there_is_named() {
     let error = Gpu::find(wgpu::Backends::all(), Some("no such adapter")).unwrap_err();
     named(error, "no such adapter", "found");
 }
+
+/// A number of sets whose bytes no u64 counts is a size error like any other.
+#[test]
+fn sets_beyond_counting_are_refused() {
+    on_every_adapter(|gpu| {
+        let step = prepared(gpu, &Problem::new(2, 64, 2).groups(1 << 14));
+        let (parts, moments) = (empty(gpu, 64), empty(gpu, 64));
+        let got = step.bind_combine(&Combine::new(&parts, u32::MAX, &moments));
+        assert!(matches!(got, Err(Error::BufferSize { .. })), "{got:?}");
+    });
+}
+
+/// What is only read may be one range twice. Beside something written in the same buffer all is bound for writing, and
+/// then it may not: browsers refuse that, and so do we.
+#[test]
+fn one_range_twice_in_a_pool_is_refused() {
+    on_every_adapter(|gpu| {
+        let problem = Problem::new(2, 2, 64).with_residual();
+        let step = prepared(gpu, &problem);
+        let (pool, apart) = (empty(gpu, 1024), empty(gpu, 256));
+        let inference = |output| {
+            let running = Running::packed(&apart);
+            step.bind_inference(&Inference::new(&pool, output, running).residual(&pool))
+        };
+        assert!(
+            inference(BufferRange::from(&apart)).is_err(),
+            "running is there"
+        );
+        let output = empty(gpu, 256);
+        assert!(inference(BufferRange::from(&output)).is_ok());
+        let got = inference(BufferRange::new(&pool, 2048));
+        assert!(matches!(got, Err(Error::Overlap { .. })), "{got:?}");
+    });
+}

@@ -184,7 +184,7 @@ impl Given {
         let statistics = if frozen {
             let running = self.running.as_ref().unwrap();
             let (mean, variance) = (&running.mean, &running.variance);
-            Statistics::given(&self.problem, wide_vector(mean), wide_vector(variance))
+            Statistics::given(&self.problem, wide_vector(mean), wide_vector(variance)).unwrap()
         } else {
             Statistics::masked(&self.problem, x.view(), inputs.mask).unwrap()
         };
@@ -212,7 +212,7 @@ impl Given {
                 variance: wide_vector(&running.variance),
                 batches: running.batches.into(),
             };
-            state.update(&self.problem, &statistics);
+            state.update(&self.problem, &statistics).unwrap();
             results.extend([
                 ("new_running_mean", state.mean.to_vec()),
                 ("new_running_var", state.variance.to_vec()),

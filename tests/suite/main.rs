@@ -4,6 +4,7 @@ mod agreement;
 mod api;
 mod bad_input;
 mod conformance;
+mod edges;
 mod literature;
 mod numerics;
 mod plans;

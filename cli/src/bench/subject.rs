@@ -298,7 +298,7 @@ impl Bound {
         let want = match subject.op {
             Op::ForwardTraining => reference::forward(&small, &inputs, &batch()?)?,
             Op::Inference => {
-                let given = Statistics::given(&small, vector(0.0, 1.0), vector(2.0, 6.0));
+                let given = Statistics::given(&small, vector(0.0, 1.0), vector(2.0, 6.0))?;
                 reference::forward(&small, &inputs, &given)?
             }
             Op::Backward => {

@@ -229,7 +229,14 @@ impl Fixture {
     fn new(case: &Case, seed: u64) -> Self {
         let problem = &case.problem;
         let mut random = Random::new(seed);
-        let x = input(case.data, problem, &mut random);
+        let mut x = input(case.data, problem, &mut random);
+        // A scale per channel, so that a mix-up of channels shows.
+        let scale = |c: usize| match case.data {
+            Data::Normal(..) => [1.0, 0.25, 4.0, 0.5][c % 4],
+            _ => 1.0,
+        };
+        x.indexed_iter_mut()
+            .for_each(|((_, c, _), v)| *v *= scale(c));
         let shape = x.raw_dim();
         let residual = problem
             .residual
@@ -240,15 +247,20 @@ impl Fixture {
             Gradient::Ones => 1.0,
         });
         let channels = problem.channels;
-        let weight = case
-            .affine
-            .then(|| Array1::from_shape_simple_fn(channels, || 0.5 + random.uniform()));
+        let weight = case.affine.then(|| {
+            Array1::from_shape_fn(channels, |c| {
+                let size = 0.5 + random.uniform();
+                if c % 3 == 2 { -size } else { size }
+            })
+        });
         let bias = case
             .affine
             .then(|| Array1::from_shape_simple_fn(channels, || random.normal()));
         let running = RunningArrays {
-            mean: Array1::from_shape_simple_fn(channels, || random.normal()),
-            variance: Array1::from_shape_simple_fn(channels, || 0.5 + random.uniform()),
+            mean: Array1::from_shape_fn(channels, |c| scale(c) * random.normal()),
+            variance: Array1::from_shape_fn(channels, |c| {
+                scale(c).powi(2) * (0.5 + random.uniform())
+            }),
             batches: 3,
         };
         // Some positions, and the first quarter as a whole, as padding goes.
@@ -356,7 +368,7 @@ pub fn compare(gpu: &Gpu, case: &Case, seed: u64) -> Result<Vec<Comparison>> {
         problem,
         wide_vector(&fixture.running.mean),
         wide_vector(&fixture.running.variance),
-    );
+    )?;
     let batch = || Statistics::masked(problem, x64.view(), inputs.mask);
     Ok(match operation {
         Operation::Forward => {
@@ -368,7 +380,7 @@ pub fn compare(gpu: &Gpu, case: &Case, seed: u64) -> Result<Vec<Comparison>> {
             )?;
             let want = reference::forward(problem, &inputs, &batch)?;
             let mut out = vec![bounds.tensor("output", &got.output, &want, bounds.forward)];
-            out.extend(statistics_of(problem, &got, &batch, &fixture.running));
+            out.extend(statistics_of(problem, &got, &batch, &fixture.running)?);
             out
         }
         Operation::Inference => {
@@ -403,7 +415,7 @@ fn statistics_of(
     got: &ForwardResult,
     batch: &Statistics,
     running: &RunningArrays,
-) -> Vec<Comparison> {
+) -> Result<Vec<Comparison>> {
     // The mean is as good as what is normalised by it: relative to the spread of the channel.
     let spread = batch.variance.mapv(|v| v.sqrt().max(1.0));
     let invstd = got.saved.invstd().mapv(f64::from);
@@ -426,7 +438,7 @@ fn statistics_of(
         variance: running.variance.mapv(f64::from),
         batches: running.batches.into(),
     };
-    state.update(problem, batch);
+    state.update(problem, batch)?;
     if let Some(got) = &got.running {
         let (count, wanted) = (f64::from(got.batches), state.batches as f64);
         out.extend([
@@ -445,7 +457,7 @@ fn statistics_of(
             ),
         ]);
     }
-    out
+    Ok(out)
 }
 
 fn gradients_of(
