@@ -23,6 +23,20 @@ struct Both {
     e: vec4<f32>,
 }
 
+fn mask_of(i: u32) -> f32 {
+    if JOINED {
+        return component(coefficients[params.mask_start + i / 4u], i % 4u);
+    }
+    return mask_weight(i);
+}
+
+// Which elements of a vector count.
+fn counting(vector: u32) -> vec4<bool> {
+    let element = min(numbers(vector), vec4(params.elements - 1u));
+    let i = (element / params.outer_elements) * params.inner + element % params.inner;
+    return vec4(mask_of(i.x), mask_of(i.y), mask_of(i.z), mask_of(i.w)) != vec4(0.0);
+}
+
 fn load(vector: u32) -> Loaded {
     var r = Loaded(vec4(0.0), vec4(0.0), vec4(0.0));
     if !FROZEN || ACTIVATION != 0u {
@@ -58,7 +72,7 @@ fn apply(vector: u32, r: Loaded, c: Both) {
     var centred = dz - c.e;
     var through_statistics = fma(c.b, r.x - c.forward.kappa, c.d);
     if MASK {
-        let counts = flat_weights(vector) != vec4(0.0);
+        let counts = counting(vector);
         centred = select(dz, centred, counts);
         through_statistics = select(vec4(0.0), through_statistics, counts);
     }

@@ -50,7 +50,12 @@ struct Params {
     absent_2: u32,
     mask_pieces: u32,      // that a group's mask is counted in
     square_unit: f32,      // of M2 in the records that are merged
+    // Where one binding holds several tensors: in words, and for the mask in vectors of the coefficients.
+    residual_start: u32,
+    grad_output_start: u32,
+    mask_start: u32,
     pad_0: u32,            // to a multiple of 16 bytes
+    pad_1: u32,
 }
 
 const HAS_AFFINE: u32 = 1u;
@@ -77,6 +82,7 @@ override RAGGED: bool = true;    // false where every vector of a reduction lies
 override MASK: bool = false;
 override IN_PLACE: bool = false; // the result replaces the input, or the output's gradient
 override FROZEN: bool = false;   // the gradient does not go through the statistics
+override JOINED: bool = false;   // residual and grad_output lie behind the input, and the mask behind the coefficients
 
 @group(0) @binding(0) var<uniform> params: Params;
 

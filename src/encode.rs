@@ -7,8 +7,8 @@ use crate::arguments::{
     Normalize, Reduce, Statistics,
 };
 use crate::kernels::{Kernel, Kernels, Pipeline, Slot};
-use crate::plan::{Plan, flags};
-use crate::record::{Access, BackwardBound, Recorder};
+use crate::plan::Plan;
+use crate::record::{Access, Recorder};
 use crate::{Error, Result};
 
 /// A plan whose pipelines are compiled. Binding checks every argument and allocates the workspace; nothing is
@@ -199,20 +199,9 @@ impl Prepared {
         let grad_output = r.tensor("grad_output", args.grad_output, Access::Read)?;
         let residual = r.residual_of_gradient(args.residual)?;
         let sums = r.packed_statistics("sums", args.sums, 4, Access::Write)?;
-        let coefficients = r.workspace("coefficients", 2 * self.plan.coefficients_bytes())?;
-        r.coefficients(
-            Statistics::Saved(args.saved),
-            args.affine,
-            &coefficients,
-            flags::FOR_BACKWARD,
-        )?;
-        let partials = r.backward_reduce(&BackwardBound {
-            input,
-            grad_output,
-            residual,
-            mask: None,
-            coefficients,
-        })?;
+        let saved = Statistics::Saved(args.saved);
+        let bound = r.backward_bound([input, grad_output], residual, None, saved, args.affine)?;
+        let partials = r.backward_reduce(&bound)?;
         let merge = self.plan.merge(Kernel::BackwardCombine, None, 0);
         r.push(merge, vec![(Slot::Partials, partials), (Slot::Sums, sums)])?;
         r.finish("backward reduce")

@@ -40,7 +40,6 @@ pub(crate) enum Slot {
 /// One storage binding: its number and name in the shader, its role, and whether the kernel writes it.
 pub(crate) struct Binding {
     pub number: u32,
-    #[cfg_attr(not(test), expect(dead_code, reason = "a test holds it to the shader"))]
     pub name: &'static str,
     pub slot: Slot,
     pub writes: bool,
@@ -132,11 +131,12 @@ pub(crate) enum Override {
     Mask,
     InPlace,
     Frozen,
+    Joined,
 }
 
 use Override::{
     Activation as ACTIVATION, ChannelLookup as LOOKUP, Frozen as FROZEN, InPlace as IN_PLACE,
-    Mask as MASK, Ragged as RAGGED, Residual as RESIDUAL,
+    Joined as JOINED, Mask as MASK, Ragged as RAGGED, Residual as RESIDUAL,
 };
 
 macro_rules! shader {
@@ -291,14 +291,14 @@ pub(crate) static TABLE: [Entry; 20] = [
         "backward_reduce",
         "backward_reduce_planar",
         BACKWARD_REDUCE,
-        &[ACTIVATION, RESIDUAL, RAGGED]
+        &[ACTIVATION, RESIDUAL, RAGGED, JOINED]
     ),
     entry!(
         BackwardReduceColumns,
         "backward_reduce",
         "backward_reduce_columns",
         BACKWARD_REDUCE,
-        &[ACTIVATION, RESIDUAL, RAGGED]
+        &[ACTIVATION, RESIDUAL, RAGGED, JOINED]
     ),
     entry!(
         BackwardCombine,
@@ -319,21 +319,21 @@ pub(crate) static TABLE: [Entry; 20] = [
         "backward_apply",
         "backward_apply",
         BACKWARD_APPLY,
-        &[ACTIVATION, RESIDUAL, LOOKUP, MASK, IN_PLACE, FROZEN]
+        &[ACTIVATION, RESIDUAL, LOOKUP, MASK, IN_PLACE, FROZEN, JOINED]
     ),
     entry!(
         BackwardApplyPlanar,
         "backward_apply",
         "backward_apply_planar",
         BACKWARD_APPLY,
-        &[ACTIVATION, RESIDUAL, MASK, IN_PLACE, FROZEN]
+        &[ACTIVATION, RESIDUAL, MASK, IN_PLACE, FROZEN, JOINED]
     ),
     entry!(
         BackwardApplyColumns,
         "backward_apply",
         "backward_apply_columns",
         BACKWARD_APPLY,
-        &[ACTIVATION, RESIDUAL, MASK, IN_PLACE, FROZEN]
+        &[ACTIVATION, RESIDUAL, MASK, IN_PLACE, FROZEN, JOINED]
     ),
     entry!(CountMask, "reduce", "count_mask", COUNT_MASK, &[]),
     entry!(
@@ -394,6 +394,15 @@ impl Elements {
         }
     }
 
+    /// Bytes of one word.
+    pub(crate) fn word_bytes(self) -> u64 {
+        match self {
+            Elements::F32x4 => 16,
+            Elements::F16x4 | Elements::Bf16x4 => 8,
+            Elements::F32x1 | Elements::F16x2 | Elements::Bf16x2 => 4,
+        }
+    }
+
     /// As the header's file, and the type that it holds.
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -434,8 +443,12 @@ pub(crate) struct PipelineKey {
     pub in_place: bool,
     /// The gradient does not go through the statistics.
     pub frozen: bool,
+    /// Residual and grad_output lie in the input's binding, and the mask in that of the coefficients.
+    pub joined: bool,
     /// Arguments share buffers that the kernel writes: all are bound read_write.
     pub pooled: bool,
+    /// Bindings, by the bits of their numbers, that are left out because the device has too few.
+    pub absent: u16,
 }
 
 impl PipelineKey {
@@ -452,7 +465,9 @@ impl PipelineKey {
             mask: false,
             in_place: false,
             frozen: false,
+            joined: false,
             pooled: false,
+            absent: 0,
         }
     }
 
@@ -477,11 +492,12 @@ impl PipelineKey {
             mask: uses(MASK) && self.mask && !self.frozen,
             in_place: uses(IN_PLACE) && self.in_place,
             frozen: uses(FROZEN) && self.frozen,
+            joined: uses(JOINED) && self.joined,
             ..self
         }
     }
 
-    pub(crate) fn constants(&self) -> [(&'static str, f64); 8] {
+    pub(crate) fn constants(&self) -> [(&'static str, f64); 9] {
         let switch = |on: bool| f64::from(u8::from(on));
         [
             ("WORKGROUP", f64::from(self.workgroup)),
@@ -492,18 +508,89 @@ impl PipelineKey {
             ("MASK", switch(self.mask)),
             ("IN_PLACE", switch(self.in_place)),
             ("FROZEN", switch(self.frozen)),
+            ("JOINED", switch(self.joined)),
         ]
     }
 
     /// The whole WGSL of the kernel's module.
     pub(crate) fn source(&self) -> String {
         let source = compose(self.elements, self.kernel.entry());
+        // What WGSL cannot leave open until the pipeline is made: how a buffer is bound, and whether.
         if self.pooled {
-            // The one thing that WGSL cannot leave open until the pipeline is made.
-            return source.replace("var<storage, read>", "var<storage, read_write>");
+            return without(&source, self.absent)
+                .replace("var<storage, read>", "var<storage, read_write>");
         }
-        source
+        without(&source, self.absent)
     }
+
+    /// The bindings that its module has, besides the parameters.
+    pub(crate) fn bindings(&self) -> impl Iterator<Item = &'static Binding> {
+        let absent = self.absent;
+        let all = self.kernel.entry().bindings.iter();
+        all.filter(move |b| absent >> b.number & 1 == 0)
+    }
+}
+
+impl PipelineKey {
+    /// What a device with four storage buffers runs in place of a kernel that may need more.
+    pub(crate) fn with_few_bindings(self) -> Vec<PipelineKey> {
+        let all = self.kernel.entry().bindings;
+        if all.len() <= 4 {
+            return Vec::new();
+        }
+        let only = |slots: &[Slot], joined: bool| {
+            let absent = all.iter().filter(|b| !slots.contains(&b.slot));
+            let absent = absent.map(|b| 1 << b.number).sum();
+            PipelineKey {
+                joined,
+                absent,
+                ..self
+            }
+        };
+        use Slot::*;
+        let sets: &[&[Slot]] = match self.kernel {
+            Kernel::Finalize => &[
+                &[Partials, Affine, Saved, Coefficients],
+                &[Partials, Running],
+            ],
+            Kernel::BackwardFinalize => &[
+                &[Partials, Coefficients, GradAffine, Counts],
+                &[Partials, Coefficients, GroupGradients, Counts],
+            ],
+            Kernel::BackwardReducePlanar | Kernel::BackwardReduceColumns if self.residual => {
+                &[&[Input, Coefficients, Partials]]
+            }
+            Kernel::BackwardReducePlanar | Kernel::BackwardReduceColumns => {
+                &[&[Input, GradOutput, Coefficients, Partials]]
+            }
+            // Joined, grad_output is a copy, and nothing in place; with a mask alone, grad_output is copied to grad_input.
+            _ if self.residual == self.in_place && (self.residual || self.mask) => &[],
+            _ if self.residual => &[&[Input, Coefficients, GradInput, GradResidual]],
+            _ if self.in_place => &[&[Input, Mask, Coefficients, GradInput]],
+            _ => &[&[Input, GradOutput, Coefficients, GradInput]],
+        };
+        sets.iter().map(|set| only(set, self.residual)).collect()
+    }
+}
+
+/// The source with some bindings turned into private variables of one element, which nobody reads.
+fn without(source: &str, absent: u16) -> String {
+    if absent == 0 {
+        return source.to_owned();
+    }
+    let line = |line: &str| {
+        let declared = || {
+            let rest = line.strip_prefix("@group(0) @binding(")?;
+            let (number, rest) = rest.split_once(") var<storage, ")?;
+            let (_, rest) = rest.split_once("> ")?;
+            let (name, kind) = rest.split_once(": array<")?;
+            let (kind, _) = kind.split_once(">;")?;
+            (absent >> number.parse::<u16>().ok()? & 1 == 1)
+                .then(|| format!("var<private> {name}: array<{kind}, 1>;"))
+        };
+        declared().unwrap_or_else(|| line.to_owned())
+    };
+    source.lines().map(line).collect::<Vec<_>>().join("\n")
 }
 
 /// Header, prelude and file, in that order.
@@ -602,10 +689,14 @@ impl Kernels {
     /// # Errors
     /// [`Error::Device`] where the driver refuses a pipeline.
     pub async fn prepare_async(&self, plan: &Plan) -> Result<Prepared> {
+        // What has too many bindings for the device is bound in part; the arguments say in which.
+        let fits = |key: &PipelineKey| {
+            key.bindings().count() as u32 <= self.shared.caps.max_storage_buffers
+        };
         let missing = plan
             .pipelines()
             .into_iter()
-            .filter(|&key| self.cached(key).is_none());
+            .filter(|key| fits(key) && self.cached(*key).is_none());
         for key in missing {
             let scopes = ErrorScopes::push(&self.shared.device);
             let pipeline = self.compile(key);
@@ -683,7 +774,7 @@ impl Kernels {
         });
         let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
             label,
-            entries: &layout_entries(entry, key.pooled),
+            entries: &layout_entries(key),
         });
         let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
             label,
@@ -706,7 +797,7 @@ impl Kernels {
     }
 }
 
-fn layout_entries(entry: &Entry, pooled: bool) -> Vec<wgpu::BindGroupLayoutEntry> {
+fn layout_entries(key: PipelineKey) -> Vec<wgpu::BindGroupLayoutEntry> {
     let buffer = |binding, ty| wgpu::BindGroupLayoutEntry {
         binding,
         visibility: wgpu::ShaderStages::COMPUTE,
@@ -721,12 +812,12 @@ fn layout_entries(entry: &Entry, pooled: bool) -> Vec<wgpu::BindGroupLayoutEntry
         buffer(
             b.number,
             wgpu::BufferBindingType::Storage {
-                read_only: !b.writes && !pooled,
+                read_only: !b.writes && !key.pooled,
             },
         )
     };
     std::iter::once(buffer(0, wgpu::BufferBindingType::Uniform))
-        .chain(entry.bindings.iter().map(storage))
+        .chain(key.bindings().map(storage))
         .collect()
 }
 

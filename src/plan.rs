@@ -79,7 +79,7 @@ impl Caps {
             })
         };
         at_least(
-            7,
+            4,
             self.max_storage_buffers.into(),
             "max_storage_buffers_per_shader_stage",
         )?;
@@ -263,7 +263,11 @@ pub(crate) struct Params {
     pub absent_2: u32,
     pub mask_pieces: u32,
     pub square_unit: f32,
+    pub residual_start: u32,
+    pub grad_output_start: u32,
+    pub mask_start: u32,
     pub pad_0: u32,
+    pub pad_1: u32,
 }
 
 /// The bits of `Params::flags`; the constants of the same names in the prelude.
@@ -886,6 +890,23 @@ impl Plan {
     /// One lane per channel: gather and scatter.
     pub(crate) fn per_channel(&self, kernel: Kernel, flags: u32) -> Step {
         self.per(self.params.channels, kernel, flags)
+    }
+
+    /// Copies so many words of one buffer to a place in another: `scatter`, of one vector as long as that.
+    pub(crate) fn copy(&self, words: u64, start: u64) -> Step {
+        let params = Params {
+            channels: words as u32,
+            present: 1,
+            start_0: start as u32,
+            ..self.params
+        };
+        let workgroups = words.div_ceil(self.merge_workgroup.into());
+        self.step(Kernel::Scatter, self.merge_workgroup, workgroups, params)
+    }
+
+    /// Bytes of a word of the element header.
+    pub(crate) fn word_bytes(&self) -> u64 {
+        self.elements.word_bytes()
     }
 
     /// One lane per statistic: coefficients.

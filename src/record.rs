@@ -49,6 +49,28 @@ pub(crate) struct BackwardBound {
     pub(crate) residual: Option<Bound>,
     pub(crate) mask: Option<Bound>,
     pub(crate) coefficients: Bound,
+    pub(crate) joined: Option<Joined>,
+}
+
+/// Copies of several tensors in one workspace, for a device with too few bindings.
+#[derive(Debug, Clone)]
+pub(crate) struct Joined {
+    /// Input, residual and grad_output, in this order.
+    tensors: Bound,
+    /// Where they start, in words of the element header.
+    residual_start: u32,
+    grad_output_start: u32,
+    /// Where the mask starts behind the coefficients, in vectors.
+    mask_start: u32,
+}
+
+impl Joined {
+    fn set(&self, step: &mut Step) {
+        step.key.joined = true;
+        step.params.residual_start = self.residual_start;
+        step.params.grad_output_start = self.grad_output_start;
+        step.params.mask_start = self.mask_start;
+    }
 }
 
 /// Collects the dispatches of one operation, and makes bind groups once all arguments are known to be good.
@@ -157,8 +179,13 @@ impl<'a> Recorder<'a> {
         in_place: Option<&'static str>,
     ) -> Result<Bound> {
         let problem = self.plan.problem();
+        let outer = if problem.groups > 1 {
+            "groups·outer"
+        } else {
+            "outer"
+        };
         let detail = format!(
-            " for shape [outer, channels, inner] = {:?} in {}",
+            " for shape [{outer}, channels, inner] = {:?} in {}",
             problem.shape(),
             problem.dtype
         );
@@ -364,6 +391,21 @@ impl<'a> Recorder<'a> {
                     .filter(|(b, a)| a.1.buffer == b.1.buffer)
             })
         };
+        if entry.bindings.len() as u32 > caps.max_storage_buffers {
+            let given = |slot| bindings.iter().any(|(given, _)| *given == slot);
+            let absent = entry.bindings.iter().filter(|b| !given(b.slot));
+            step.key.absent = absent.map(|b| 1 << b.number).sum();
+        }
+        let needed = step.key.bindings().count() as u32;
+        if needed > caps.max_storage_buffers {
+            return Err(Error::Limit {
+                what: format!("{} with these arguments", entry.entry_point),
+                needed: needed.into(),
+                limit: caps.max_storage_buffers.into(),
+                name: "max_storage_buffers_per_shader_stage",
+                remedy: "request a device with this limit raised".into(),
+            });
+        }
         step.key.pooled = pairs().any(|(a, b)| writes(a.0) != writes(b.0));
         for ((slot, bound), (other_slot, other)) in pairs() {
             // What is only read may be one range twice, unless all must be bound read_write.
@@ -543,13 +585,15 @@ impl<'a> Recorder<'a> {
             let saved = self.packed_statistics("saved", saved, 4, Access::Write)?;
             bindings.push((Slot::Saved, saved));
         }
-        let grouped = self.plan.problem().groups > 1;
-        if let (Some(running), false) = (&running, grouped) {
+        // Running statistics are those of all groups together; and a device may have no binding left for them.
+        let apart =
+            self.plan.problem().groups > 1 || bindings.len() as u32 >= self.storage_buffers();
+        if let (Some(running), false) = (&running, apart) {
             flags |= flags::HAS_RUNNING;
             bindings.push((Slot::Running, running.clone()));
         }
         self.push(self.plan.merge(Kernel::Finalize, sets, flags), bindings)?;
-        if let (Some(running), true) = (running, grouped) {
+        if let (Some(running), true) = (running, apart) {
             let merge = self
                 .plan
                 .merge_groups(Kernel::Finalize, sets, flags::HAS_RUNNING);
@@ -638,32 +682,97 @@ impl<'a> Recorder<'a> {
             Statistics::Saved(_) => self.mask(args.mask)?,
             Statistics::Running(_) => None,
         };
-        let coefficients = self.workspace("coefficients", 2 * self.plan.coefficients_bytes())?;
-        self.coefficients(
-            args.statistics,
-            args.affine,
-            &coefficients,
-            flags::FOR_BACKWARD,
-        )?;
+        let tensors = [input, grad_output];
+        self.backward_bound(tensors, residual, mask, args.statistics, args.affine)
+    }
+
+    /// Computes the coefficients, and joins tensors where the device has too few bindings.
+    pub(crate) fn backward_bound(
+        &mut self,
+        [input, grad_output]: [Bound; 2],
+        residual: Option<Bound>,
+        mask: Option<Bound>,
+        statistics: Statistics<'_>,
+        affine: Affine<'_>,
+    ) -> Result<BackwardBound> {
+        // With everything on, the apply binds input, residual, grad_output, mask, coefficients and two gradients.
+        let join = residual.is_some() && self.storage_buffers() < 7;
+        let mut bytes = 2 * self.plan.coefficients_bytes();
+        if let (Some(mask), true) = (&mask, join) {
+            bytes += mask.size;
+        }
+        let coefficients = self.workspace("coefficients", bytes.next_multiple_of(16))?;
+        self.coefficients(statistics, affine, &coefficients, flags::FOR_BACKWARD)?;
+        let joined = match &residual {
+            Some(residual) if join => {
+                let tensors = [&input, residual, &grad_output];
+                Some(self.join(tensors, mask.as_ref(), &coefficients)?)
+            }
+            _ => None,
+        };
         Ok(BackwardBound {
             input,
             grad_output,
             residual,
             mask,
             coefficients,
+            joined,
         })
+    }
+
+    /// Copies tensors into one workspace, and the mask behind the coefficients.
+    fn join(
+        &mut self,
+        tensors: [&Bound; 3],
+        mask: Option<&Bound>,
+        coefficients: &Bound,
+    ) -> Result<Joined> {
+        // Each starts at a whole vector, of 16 bytes at most.
+        let stride = self.plan.problem().bytes().next_multiple_of(16);
+        let together = self.workspace("joined tensors", 3 * stride)?;
+        for (i, tensor) in tensors.into_iter().enumerate() {
+            self.copy(tensor, &together, i as u64 * stride)?;
+        }
+        let start = 2 * self.plan.coefficients_bytes();
+        if let Some(mask) = mask {
+            self.copy(mask, coefficients, start)?;
+        }
+        let words = |bytes: u64| (bytes / self.plan.word_bytes()) as u32;
+        Ok(Joined {
+            tensors: together,
+            residual_start: words(stride),
+            grad_output_start: words(2 * stride),
+            mask_start: (start / 16) as u32,
+        })
+    }
+
+    /// Copies a range into another, at an offset in bytes.
+    fn copy(&mut self, from: &Bound, to: &Bound, offset: u64) -> Result<()> {
+        let step = self.plan.copy(from.size / 4, offset / 4);
+        let bindings = vec![(Slot::Packed, from.clone()), (Slot::Target(0), to.clone())];
+        self.push(step, bindings)
+    }
+
+    fn storage_buffers(&self) -> u32 {
+        self.kernels.caps().max_storage_buffers
     }
 
     pub(crate) fn backward_reduce(&mut self, args: &BackwardBound) -> Result<Bound> {
         let partials = self.workspace("partials", self.plan.partials_bytes())?;
         let mut bindings = vec![
-            (Slot::Input, args.input.clone()),
-            (Slot::GradOutput, args.grad_output.clone()),
             (Slot::Coefficients, args.coefficients.clone()),
             (Slot::Partials, partials.clone()),
         ];
-        bindings.extend(args.residual.clone().map(|r| (Slot::Residual, r)));
-        self.push(self.plan.backward_reduce(), bindings)?;
+        let mut step = self.plan.backward_reduce();
+        if let Some(joined) = &args.joined {
+            joined.set(&mut step);
+            bindings.push((Slot::Input, joined.tensors.clone()));
+        } else {
+            bindings.push((Slot::Input, args.input.clone()));
+            bindings.push((Slot::GradOutput, args.grad_output.clone()));
+            bindings.extend(args.residual.clone().map(|r| (Slot::Residual, r)));
+        }
+        self.push(step, bindings)?;
         Ok(partials)
     }
 
@@ -740,16 +849,24 @@ impl<'a> Recorder<'a> {
                 remedy: "give grad_input a range of its own, or plan the backward pass without the residual",
             });
         }
-        let mut bindings = vec![
-            (Slot::Input, bound.input),
-            (Slot::Coefficients, bound.coefficients),
-            (Slot::GradInput, grad_input),
-        ];
-        if !step.key.in_place {
-            bindings.push((Slot::GradOutput, bound.grad_output));
+        let mut bindings = vec![(Slot::Coefficients, bound.coefficients)];
+        if let Some(joined) = bound.joined {
+            joined.set(&mut step);
+            step.key.in_place = false; // grad_output is a copy
+            bindings.push((Slot::Input, joined.tensors));
+        } else {
+            if bound.mask.is_some() && !step.key.in_place && self.storage_buffers() < 5 {
+                self.copy(&bound.grad_output, &grad_input, 0)?;
+                step.key.in_place = true;
+            }
+            bindings.push((Slot::Input, bound.input));
+            if !step.key.in_place {
+                bindings.push((Slot::GradOutput, bound.grad_output));
+            }
+            bindings.extend(bound.residual.map(|r| (Slot::Residual, r)));
+            bindings.extend(bound.mask.map(|m| (Slot::Mask, m)));
         }
-        bindings.extend(bound.residual.map(|r| (Slot::Residual, r)));
-        bindings.extend(bound.mask.map(|m| (Slot::Mask, m)));
+        bindings.push((Slot::GradInput, grad_input));
         bindings.extend(grad_residual.map(|r| (Slot::GradResidual, r)));
         self.push(step, bindings)?;
 
@@ -869,7 +986,7 @@ impl<'a> Recorder<'a> {
                 binding: 0,
                 resource: wgpu::BindingResource::Buffer(parameters),
             }];
-            for binding in step.key.kernel.entry().bindings {
+            for binding in step.key.bindings() {
                 let bound = bindings.iter().find(|(slot, _)| *slot == binding.slot);
                 let range = match bound {
                     Some((_, b)) => wgpu::BufferBinding {

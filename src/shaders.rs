@@ -60,8 +60,10 @@ impl Shader {
                                 frozen,
                                 pooled,
                                 ..PipelineKey::new(entry.kernel, elements, workgroup)
-                            };
-                            keys.insert(key.canonical());
+                            }
+                            .canonical();
+                            keys.insert(key);
+                            keys.extend(key.with_few_bindings());
                         }
                     }
                 }
@@ -92,9 +94,10 @@ impl Shader {
 
     /// The storage bindings besides the uniform at 0: the number of each, and whether it is bound read_write.
     pub fn bindings(&self) -> Vec<(u32, bool)> {
-        let entry = self.0.kernel.entry();
-        let binding = |b: &crate::kernels::Binding| (b.number, b.writes || self.0.pooled);
-        entry.bindings.iter().map(binding).collect()
+        let bindings = self.0.bindings();
+        bindings
+            .map(|b| (b.number, b.writes || self.0.pooled))
+            .collect()
     }
 
     /// Whether it passes over whole tensors, and not over per-channel arrays alone.
@@ -127,10 +130,19 @@ impl fmt::Display for Shader {
             (key.mask, "mask"),
             (key.in_place, "in-place"),
             (key.frozen, "frozen"),
+            (key.joined, "joined"),
             (key.pooled, "pooled"),
         ] {
             if on {
                 write!(f, " {name}")?;
+            }
+        }
+        if key.absent != 0 {
+            write!(f, " without")?;
+            for binding in self.0.kernel.entry().bindings {
+                if key.absent >> binding.number & 1 == 1 {
+                    write!(f, " {}", binding.name)?;
+                }
             }
         }
         Ok(())

@@ -29,20 +29,34 @@ fn read_input(vector: u32) -> vec4<f32> {
     return join(input[w], input[w + 1u], input[w + 2u], input[w + 3u]);
 }
 
+fn residual_word(w: u32) -> Word {
+    if JOINED {
+        return input[params.residual_start + w];
+    }
+    return residual[w];
+}
+
 fn read_residual(vector: u32) -> vec4<f32> {
     let w = WORDS * vector;
     if WORDS == 1u {
-        return unpack(residual[w]);
+        return unpack(residual_word(w));
     }
-    return join(residual[w], residual[w + 1u], residual[w + 2u], residual[w + 3u]);
+    return join(residual_word(w), residual_word(w + 1u), residual_word(w + 2u), residual_word(w + 3u));
+}
+
+fn grad_output_word(w: u32) -> Word {
+    if JOINED {
+        return input[params.grad_output_start + w];
+    }
+    return grad_output[w];
 }
 
 fn read_grad_output(vector: u32) -> vec4<f32> {
     let w = WORDS * vector;
     if WORDS == 1u {
-        return unpack(grad_output[w]);
+        return unpack(grad_output_word(w));
     }
-    return join(grad_output[w], grad_output[w + 1u], grad_output[w + 2u], grad_output[w + 3u]);
+    return join(grad_output_word(w), grad_output_word(w + 1u), grad_output_word(w + 2u), grad_output_word(w + 3u));
 }
 
 // What the result is about to replace.
@@ -264,10 +278,4 @@ fn statistic_of(place: Place, element: u32) -> u32 {
 // it: true for the last.
 fn beyond_boundary(place: Place) -> vec4<bool> {
     return vec4(place.inner) + vec4(0u, 1u, 2u, 3u) >= vec4(params.inner);
-}
-
-// The mask of each element of a vector.
-fn flat_weights(vector: u32) -> vec4<f32> {
-    let element = min(numbers(vector), vec4(params.elements - 1u));
-    return mask_weights((element / params.outer_elements) * params.inner + element % params.inner);
 }

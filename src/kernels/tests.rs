@@ -154,6 +154,7 @@ fn shaders_and_table_agree_on_overrides() {
                 Override::Mask => "MASK",
                 Override::InPlace => "IN_PLACE",
                 Override::Frozen => "FROZEN",
+                Override::Joined => "JOINED",
             }
             .to_owned()
         };
@@ -262,7 +263,11 @@ fn shaders_and_rust_agree_on_parameters() {
         absent_2,
         mask_pieces,
         square_unit,
+        residual_start,
+        grad_output_start,
+        mask_start,
         pad_0,
+        pad_1,
     ];
     let (module, _) = parse(&compose(Elements::F32x4, &TABLE[0]));
     let (_, params) = module

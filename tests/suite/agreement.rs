@@ -58,6 +58,18 @@ fn default_limits_are_enough() {
     });
 }
 
+/// A device with the limits that GL guarantees: 4 storage buffers. What needs more runs in more dispatches; a refusal
+/// would be a failure.
+#[test]
+fn four_storage_buffers_are_enough() {
+    on_every_adapter(|gpu| {
+        let limits = wgpu::Limits::downlevel_defaults();
+        assert_eq!(limits.max_storage_buffers_per_shader_stage, 4);
+        let small = Gpu::with_limits(gpu.adapter.clone(), limits).unwrap();
+        agree(&small, &Choices::default());
+    });
+}
+
 #[test]
 fn exact_remainders_survive_every_compiler() {
     on_every_adapter(|gpu| assert!(gpu.keeps_remainders().unwrap(), "not on {}", name(gpu)));
