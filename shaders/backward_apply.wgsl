@@ -1,27 +1,9 @@
-// The input's gradient: dx = A·(dz - E) + B·(x - κ) + D with dz = dy·act'(z); with a residual and an activation also the
-// residual's, dz itself.
+// The input's gradient: dx = A·(dz - E) + B·(x - κ) + D; with a residual and an activation also the residual's, dz.
 //
 // Parallel: as in normalize.wgsl: planar, columns, and flat for what is left. Reads x, dy (and the residual) once, writes
-// dx (and dz) once. In place, dy is what dx is about to replace. Values that a mask left out of the statistics do not feel
-// them: for those dx = A·dz, and so for all where the statistics are frozen; x is read then for an activation alone.
+// dx (and dz) once.
 
 @group(0) @binding(7) var<storage, read> coefficients: array<vec4<f32>>;
-
-// What is read of a vector.
-struct Loaded {
-    x: vec4<f32>,
-    grad: vec4<f32>,
-    residual: vec4<f32>,
-}
-
-// Four of each coefficient: K, scale, shift, κ and A, B, D, E.
-struct Both {
-    forward: Coefficients,
-    a: vec4<f32>,
-    b: vec4<f32>,
-    d: vec4<f32>,
-    e: vec4<f32>,
-}
 
 fn mask_of(i: u32) -> f32 {
     if JOINED {
@@ -35,48 +17,6 @@ fn counting(vector: u32) -> vec4<bool> {
     let element = min(numbers(vector), vec4(params.elements - 1u));
     let i = (element / params.outer_elements) * params.inner + element % params.inner;
     return vec4(mask_of(i.x), mask_of(i.y), mask_of(i.z), mask_of(i.w)) != vec4(0.0);
-}
-
-fn load(vector: u32) -> Loaded {
-    var r = Loaded(vec4(0.0), vec4(0.0), vec4(0.0));
-    if !FROZEN || ACTIVATION != 0u {
-        r.x = read_input(vector);
-    }
-    if IN_PLACE {
-        r.grad = read_output(vector);
-    } else {
-        r.grad = read_grad_output(vector);
-    }
-    if RESIDUAL {
-        r.residual = read_residual(vector);
-    }
-    return r;
-}
-
-fn apply(vector: u32, r: Loaded, c: Both) {
-    var dz = r.grad;
-    if ACTIVATION != 0u {
-        var z = fma(r.x - c.forward.pivot, c.forward.scale, c.forward.shift);
-        if RESIDUAL {
-            z += r.residual;
-        }
-        dz = activation_gradient(z, dz);
-        if RESIDUAL {
-            write_grad_residual(vector, dz);
-        }
-    }
-    if FROZEN {
-        write_output(vector, c.a * dz);
-        return;
-    }
-    var centred = dz - c.e;
-    var through_statistics = fma(c.b, r.x - c.forward.kappa, c.d);
-    if MASK {
-        let counts = counting(vector);
-        centred = select(dz, centred, counts);
-        through_statistics = select(vec4(0.0), through_statistics, counts);
-    }
-    write_output(vector, fma(c.a, centred, through_statistics));
 }
 
 fn coefficients_of(a: u32, b: u32, c: u32, d: u32) -> Both {
@@ -123,31 +63,7 @@ fn backward_apply_planar(
     let end = min(start + params.piece_length, params.rows * params.row_vectors);
     let first = first_row(statistic);
     let c = coefficients_of_one(statistic);
-    var t = start + lane;
-    var cell = cell_of(t);
-    for (; WORDS == 1u && t + 3u * WORKGROUP < end; t += 4u * WORKGROUP) {
-        let second = next_cell(cell);
-        let third = next_cell(second);
-        let fourth = next_cell(third);
-        let v0 = cell_vector(first, cell);
-        let v1 = cell_vector(first, second);
-        let v2 = cell_vector(first, third);
-        let v3 = cell_vector(first, fourth);
-        let r0 = load(v0);
-        let r1 = load(v1);
-        let r2 = load(v2);
-        let r3 = load(v3);
-        apply(v0, r0, c);
-        apply(v1, r1, c);
-        apply(v2, r2, c);
-        apply(v3, r3, c);
-        cell = next_cell(fourth);
-    }
-    for (; t < end; t += WORKGROUP) {
-        let v = cell_vector(first, cell);
-        apply(v, load(v), c);
-        cell = next_cell(cell);
-    }
+    span_apply(lane, first, start, end, c);
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -173,26 +89,7 @@ fn backward_apply_columns(
         base + column_channel(4u * column + 2u),
         base + column_channel(4u * column + 3u),
     );
-    let step = lane_rows * params.row_vectors;
-    var r = start + lane / params.tile;
-    var vector = group * (params.group_elements / 4u) + r * params.row_vectors + column;
-    // Several groups are whole vectors each; the last row may reach past its group, or past the tensor.
-    let limit = select(params.vectors, (group + 1u) * (params.group_elements / 4u), groups > 1u);
-    for (; WORDS == 1u && r + 3u * lane_rows < end && vector + 3u * step < limit; r += 4u * lane_rows) {
-        let r0 = load(vector);
-        let r1 = load(vector + step);
-        let r2 = load(vector + 2u * step);
-        let r3 = load(vector + 3u * step);
-        apply(vector, r0, c);
-        apply(vector + step, r1, c);
-        apply(vector + 2u * step, r2, c);
-        apply(vector + 3u * step, r3, c);
-        vector += 4u * step;
-    }
-    for (; r < end && vector < limit; r += lane_rows) {
-        apply(vector, load(vector), c);
-        vector += step;
-    }
+    strip_apply(group, column, start + lane / params.tile, lane_rows, end, c);
 }
 
 @compute @workgroup_size(WORKGROUP)

@@ -41,16 +41,6 @@ fn mask_count(group: u32) -> f32 {
     return select(not_a_number(), f32(count), valid);
 }
 
-fn write_gradients(channel: u32, weight: f32, bias: f32) {
-    if has(ACCUMULATE) {
-        grad_affine[channel] += weight;
-        grad_affine[params.channels + channel] += bias;
-    } else {
-        grad_affine[channel] = weight;
-        grad_affine[params.channels + channel] = bias;
-    }
-}
-
 @compute @workgroup_size(WORKGROUP)
 fn backward_combine(
     @builtin(workgroup_id) id: vec3<u32>,
@@ -75,38 +65,19 @@ fn backward_finalize(
     if lane >= params.tile || statistic >= params.statistics {
         return;
     }
-    let statistics = coefficients[params.statistics + statistic]; // mean - κ, its remainder, invstd, γ
-    let sum_dz = Pair(sum.high.xxxx, sum.low.xxxx);
-    let sum_dz_x = Pair(sum.high.yyyy, sum.low.yyyy);
-    let shifted = multiply(sum_dz, vec4(-statistics.x));
-    let centred = add(add_pairs(sum_dz_x, shifted), vec4(-statistics.y * sum_dz.high.x));
-    let invstd = statistics.z;
-    // Where invstd is 0 by definition, x̂ is too, whatever the sums overflowed to.
-    let grad_weight = select(invstd * (centred.high.x + centred.low.x), 0.0, invstd == 0.0);
-    let grad_bias = sum_dz.high.x + sum_dz.low.x;
-    if has(GROUP_GRADIENTS) {
-        gradients[statistic] = vec4(grad_weight, 0.0, sum_dz.high.x, sum_dz.low.x);
-    } else if has(HAS_GRAD_AFFINE) {
-        write_gradients(statistic, grad_weight, grad_bias);
-    }
-    let a = statistics.w * invstd;
-    if has(FROZEN_STATISTICS) {
-        coefficients[params.statistics + statistic] = vec4(a, 0.0, 0.0, 0.0);
-        return;
-    }
     var m = f32(params.count);
     if has(HAS_COUNTS) {
         m = mask_count(statistic / params.channels);
     }
-    if m == 0.0 {
-        // Nothing counts: the statistics do not depend on the input.
-        coefficients[params.statistics + statistic] = vec4(a, 0.0, 0.0, 0.0);
-        return;
+    let sum_dz = Pair(sum.high.xxxx, sum.low.xxxx);
+    let statistics = coefficients[params.statistics + statistic]; // mean - κ, its remainder, invstd, γ
+    let g = gradient_of(sum_dz, Pair(sum.high.yyyy, sum.low.yyyy), statistics, m);
+    if has(GROUP_GRADIENTS) {
+        gradients[statistic] = vec4(g.weight, 0.0, sum_dz.high.x, sum_dz.low.x);
+    } else if has(HAS_GRAD_AFFINE) {
+        write_gradients(statistic, g.weight, g.bias);
     }
-    let e = divide(sum_dz, vec4(m));
-    let b = -a * invstd * (grad_weight / m);
-    let d = -b * (statistics.x + statistics.y) - a * e.low.x;
-    coefficients[params.statistics + statistic] = vec4(a, b, d, e.high.x);
+    coefficients[params.statistics + statistic] = g.coefficients;
 }
 
 @compute @workgroup_size(WORKGROUP)

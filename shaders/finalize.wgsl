@@ -5,12 +5,9 @@
 //   finalize:     partials -> saved (K, δ, δ's remainder, invstd), running statistics, coefficients. With several groups it
 //                 runs twice: once for each group's statistics, and once over all groups' records for the running ones.
 //   coefficients: saved or running statistics -> coefficients; one lane per statistic, no merge
-// A statistic is the channel of a group. Its coefficients: [s] = (K, scale, shift, κ), so that y = (x - K)·scale + shift;
-// for the gradients also [statistics + s] = (mean - κ, its remainder, invstd, weight). κ is K on a coarse grid. Where x has the bits of K or
-// fewer, x - K rounds the same way for every x of one magnitude, and Σdz·(x - K) gathers that; x - κ is exact.
+// A statistic is the channel of a group; its coefficients are [s], and for the gradients also [statistics + s].
 // The merge is Chan's for many parts at once: with D = (K_b - K_0) + δ_b for each part b, δ = Σ n_b·D_b / Σ n_b and
-// M2 = Σ M2_b + Σ n_b·(D_b - δ)². D and δ are exact pairs. At the end K + δ is split anew, K the mean rounded to f32 and
-// δ what that lacks, so that x - K is small wherever x is near the mean: sums of it keep their digits.
+// M2 = Σ M2_b + Σ n_b·(D_b - δ)². D and δ are exact pairs.
 // Barriers: only those of the workgroup sums; every invocation reaches them.
 
 @group(0) @binding(1) var<storage, read> partials: array<vec4<f32>>;
@@ -19,14 +16,6 @@
 @group(0) @binding(4) var<storage, read_write> saved: array<f32>;         // K, δ, δ's remainder, invstd
 @group(0) @binding(5) var<storage, read_write> coefficients: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read> statistics: array<f32>;          // saved or running, to read only
-
-struct Moments {
-    count: f32,
-    pivot: f32,
-    delta: f32,
-    delta_low: f32,
-    m2: f32, // in params.square_unit, as in the records
-}
 
 // D of one record, 0 where it is empty.
 fn deviation(record: vec4<f32>, pivot: f32) -> Pair {
@@ -85,35 +74,16 @@ fn merge(lane: u32, statistic: u32) -> Moments {
     }
     let m2_total = sum_exactly(lane, params.tile, m2);
     let m2_sum = select(infinity(), m2_total.high.x + m2_total.low.x, is_finite(m2_total.high.x));
-    let mean = two_sum(vec4(pivot), delta.high);
-    let rest = two_sum(mean.low, delta.low);
-    if is_nan(count) {
-        return Moments(count, count, 0.0, 0.0, count); // the mask holds something else than 0 and 1
-    }
-    if !is_finite(mean.high.x) {
-        return Moments(count, mean.high.x, 0.0, 0.0, m2_sum);
-    }
-    return Moments(count, mean.high.x, rest.high.x, rest.low.x, m2_sum);
-}
-
-fn affine_of(statistic: u32) -> vec2<f32> {
-    if has(HAS_AFFINE) {
-        let channel = statistic % params.channels;
-        return vec2(affine[channel], affine[params.channels + channel]);
-    }
-    return vec2(1.0, 0.0);
+    return split_anew(count, pivot, delta, m2_sum);
 }
 
 fn write_coefficients(statistic: u32, pivot: f32, delta: f32, low: f32, invstd: f32) {
     let weight_bias = affine_of(statistic);
-    let scale = weight_bias.x * invstd;
-    let shift = (weight_bias.y - delta * scale) - low * scale;
-    let kappa = coarse(vec4(pivot), vec4(0.015625 / invstd)).x; // in steps of some 2⁻⁸ standard deviations
-    coefficients[statistic] = vec4(pivot, scale, shift, kappa);
+    let c = coefficients_from(weight_bias, pivot, delta, low, invstd);
+    coefficients[statistic] = c;
     if has(FOR_BACKWARD) {
-        let moved = two_sum(vec4(pivot), vec4(-kappa));
-        let rest = add_pairs(moved, Pair(vec4(delta), vec4(low)));
-        coefficients[params.statistics + statistic] = vec4(rest.high.x, rest.low.x, invstd, weight_bias.x);
+        coefficients[params.statistics + statistic] =
+            gradient_statistics(weight_bias.x, pivot, delta, low, invstd, c.w);
     }
 }
 
@@ -145,35 +115,9 @@ fn finalize(
     if lane >= params.tile || statistic >= params.statistics {
         return;
     }
-    var variance = m.m2 / max(m.count, 1.0) / params.square_unit;
-    if !is_finite(m.pivot) {
-        variance = not_a_number();
-    }
-    // Where a mask hides everything, mean and variance are 0, and the output is the bias.
-    let invstd = select(inverse_std(variance), 0.0, m.count == 0.0);
-    if has(HAS_SAVED) {
-        saved[statistic] = m.pivot;
-        saved[params.statistics + statistic] = m.delta;
-        saved[2u * params.statistics + statistic] = m.delta_low;
-        saved[3u * params.statistics + statistic] = invstd;
-    }
-    if has(HAS_RUNNING) {
-        let batches = running[2u * params.channels + statistic] + 1u;
-        var weight_new = params.weight_new;
-        var weight_old = params.weight_old;
-        if has(CUMULATIVE) {
-            weight_new = 1.0 / f32(batches);
-            weight_old = 1.0 - weight_new;
-        }
-        let old_mean = bitcast<f32>(running[statistic]);
-        let old_variance = bitcast<f32>(running[params.channels + statistic]);
-        let bessel = select(1.0, m.count / (m.count - 1.0), has(UNBIASED) && m.count > 1.0);
-        let mean = weight_old * old_mean + weight_new * (m.pivot + m.delta);
-        let stored = weight_old * old_variance + weight_new * (variance * bessel);
-        running[statistic] = bitcast<u32>(mean);
-        running[params.channels + statistic] = bitcast<u32>(stored);
-        running[2u * params.channels + statistic] = batches;
-    }
+    let invstd = invstd_of(m);
+    write_saved(statistic, m, invstd);
+    update_running(statistic, m);
     if has(HAS_COEFFICIENTS) {
         write_coefficients(statistic, m.pivot, m.delta, m.delta_low, invstd);
     }

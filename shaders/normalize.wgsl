@@ -5,36 +5,9 @@
 //   normalize_columns: a workgroup per piece of a tile of columns
 //   normalize:         flat, for what is left; a workgroup owns a chunk, and the channel of each element is looked up
 // The first two load a channel's coefficients once a piece, and four vectors at a time where these are whole words. Reads
-// x (and the residual) once, writes y once. In place, x is what y is about to replace.
+// x (and the residual) once, writes y once.
 
 @group(0) @binding(7) var<storage, read> coefficients: array<vec4<f32>>;
-
-// What is read of a vector.
-struct Loaded {
-    x: vec4<f32>,
-    residual: vec4<f32>,
-}
-
-fn load(vector: u32) -> Loaded {
-    var r = Loaded(vec4(0.0), vec4(0.0));
-    if IN_PLACE {
-        r.x = read_output(vector);
-    } else {
-        r.x = read_input(vector);
-    }
-    if RESIDUAL {
-        r.residual = read_residual(vector);
-    }
-    return r;
-}
-
-fn apply(vector: u32, r: Loaded, c: Coefficients) {
-    var z = fma(r.x - c.pivot, c.scale, c.shift);
-    if RESIDUAL {
-        z += r.residual;
-    }
-    write_output(vector, activate(z));
-}
 
 fn coefficients_of(a: u32, b: u32, c: u32, d: u32) -> Coefficients {
     let c0 = coefficients[a];
@@ -65,31 +38,7 @@ fn normalize_planar(
     let first = first_row(statistic);
     let own = coefficients[statistic];
     let c = Coefficients(own.xxxx, own.yyyy, own.zzzz, own.wwww);
-    var t = start + lane;
-    var cell = cell_of(t);
-    for (; WORDS == 1u && t + 3u * WORKGROUP < end; t += 4u * WORKGROUP) {
-        let second = next_cell(cell);
-        let third = next_cell(second);
-        let fourth = next_cell(third);
-        let v0 = cell_vector(first, cell);
-        let v1 = cell_vector(first, second);
-        let v2 = cell_vector(first, third);
-        let v3 = cell_vector(first, fourth);
-        let r0 = load(v0);
-        let r1 = load(v1);
-        let r2 = load(v2);
-        let r3 = load(v3);
-        apply(v0, r0, c);
-        apply(v1, r1, c);
-        apply(v2, r2, c);
-        apply(v3, r3, c);
-        cell = next_cell(fourth);
-    }
-    for (; t < end; t += WORKGROUP) {
-        let v = cell_vector(first, cell);
-        apply(v, load(v), c);
-        cell = next_cell(cell);
-    }
+    span_normalize(lane, first, start, end, c);
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -115,26 +64,7 @@ fn normalize_columns(
         base + column_channel(4u * column + 2u),
         base + column_channel(4u * column + 3u),
     );
-    let step = lane_rows * params.row_vectors;
-    var r = start + lane / params.tile;
-    var vector = group * (params.group_elements / 4u) + r * params.row_vectors + column;
-    // Several groups are whole vectors each; the last row may reach past its group, or past the tensor.
-    let limit = select(params.vectors, (group + 1u) * (params.group_elements / 4u), groups > 1u);
-    for (; WORDS == 1u && r + 3u * lane_rows < end && vector + 3u * step < limit; r += 4u * lane_rows) {
-        let r0 = load(vector);
-        let r1 = load(vector + step);
-        let r2 = load(vector + 2u * step);
-        let r3 = load(vector + 3u * step);
-        apply(vector, r0, c);
-        apply(vector + step, r1, c);
-        apply(vector + 2u * step, r2, c);
-        apply(vector + 3u * step, r3, c);
-        vector += 4u * step;
-    }
-    for (; r < end && vector < limit; r += lane_rows) {
-        apply(vector, load(vector), c);
-        vector += step;
-    }
+    strip_normalize(group, column, start + lane / params.tile, lane_rows, end, c);
 }
 
 @compute @workgroup_size(WORKGROUP)

@@ -21,6 +21,11 @@ impl<'a> BufferRange<'a> {
         }
     }
 
+    /// Whether both begin at the same place.
+    pub(crate) fn is(&self, other: &BufferRange<'_>) -> bool {
+        self.buffer == other.buffer && self.offset == other.offset
+    }
+
     pub(crate) fn available(&self) -> u64 {
         let rest = self.buffer.size().saturating_sub(self.offset);
         self.size.map_or(rest, |size| size.min(rest))

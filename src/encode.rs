@@ -51,6 +51,10 @@ impl Prepared {
         let residual = r.residual(args.residual)?;
         let mask = r.mask(args.mask)?;
         let output = r.tensor_or_in_place("output", args.output, Access::Write, Some("input"))?;
+        if r.fused_forward([&input, &output], residual.as_ref(), mask.as_ref(), args)? {
+            r.scatter_running(args.running)?;
+            return r.finish("forward training");
+        }
         let partials = r.workspace("partials", self.plan.partials_bytes())?;
         let coefficients = r.workspace("coefficients", self.plan.coefficients_bytes())?;
         r.reduce(input.clone(), mask, partials.clone())?;
@@ -96,6 +100,9 @@ impl Prepared {
         let frozen = matches!(args.statistics, Statistics::Running(_));
         if !frozen {
             self.training()?;
+        }
+        if r.fused_backward(args)? {
+            return r.finish("backward");
         }
         let backward = r.backward_arguments(args)?;
         if frozen && args.grad_affine.is_absent() {

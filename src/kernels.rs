@@ -83,6 +83,10 @@ pub enum Kernel {
     NormalizePlanar,
     /// `x -> y`, one workgroup per piece of a tile of columns.
     NormalizeColumns,
+    /// `x -> y, saved and running statistics`, one workgroup per channel.
+    ForwardPlanar,
+    /// `x -> y, saved and running statistics`, one workgroup per tile of columns.
+    ForwardColumns,
     /// `x, dy -> partial gradient sums`, planar.
     BackwardReducePlanar,
     /// `x, dy -> partial gradient sums`, columns.
@@ -97,6 +101,10 @@ pub enum Kernel {
     BackwardApplyPlanar,
     /// `x, dy -> dx`, columns.
     BackwardApplyColumns,
+    /// `x, dy -> dx, parameter gradients`, one workgroup per channel.
+    BackwardPlanar,
+    /// `x, dy -> dx, parameter gradients`, one workgroup per tile of columns.
+    BackwardColumns,
     /// `mask -> values per channel that count`, for each group.
     CountMask,
     /// `parameter gradients of each group -> parameter gradients`.
@@ -115,6 +123,8 @@ pub(crate) struct Entry {
     /// The file in `shaders/`, without its suffix.
     pub file: &'static str,
     pub source: &'static str,
+    /// What is put before it, besides what all kernels share and, for kernels on tensors, what these share.
+    pub parts: &'static [&'static str],
     pub entry_point: &'static str,
     pub bindings: &'static [Binding],
     /// The overridable constants that this entry point uses, besides `WORKGROUP`.
@@ -132,11 +142,12 @@ pub(crate) enum Override {
     InPlace,
     Frozen,
     Joined,
+    Held,
 }
 
 use Override::{
-    Activation as ACTIVATION, ChannelLookup as LOOKUP, Frozen as FROZEN, InPlace as IN_PLACE,
-    Joined as JOINED, Mask as MASK, Ragged as RAGGED, Residual as RESIDUAL,
+    Activation as ACTIVATION, ChannelLookup as LOOKUP, Frozen as FROZEN, Held as HELD,
+    InPlace as IN_PLACE, Joined as JOINED, Mask as MASK, Ragged as RAGGED, Residual as RESIDUAL,
 };
 
 macro_rules! shader {
@@ -146,9 +157,17 @@ macro_rules! shader {
 }
 
 /// What is put before every file.
-pub(crate) const PRELUDE: &str = shader!("prelude");
+pub(crate) const COMMON: &str = shader!("prelude/common");
 /// What is put before files that bind tensors.
 const TENSORS: [&str; 2] = [shader!("prelude/tensors"), shader!("prelude/activation")];
+
+const MOMENTS: &str = shader!("prelude/moments");
+const STATISTICS: &str = shader!("prelude/statistics");
+const COEFFICIENTS_PART: &str = shader!("prelude/coefficients");
+const FORWARD: &str = shader!("prelude/forward");
+const GRADIENT_SUMS: &str = shader!("prelude/gradient_sums");
+const GRADIENTS: &str = shader!("prelude/gradients");
+const BACKWARD: &str = shader!("prelude/backward");
 
 const INPUT: Binding = reads(1, "input", Slot::Input);
 const RESIDUAL_INPUT: Binding = reads(2, "residual", Slot::Residual);
@@ -185,6 +204,25 @@ const BACKWARD_REDUCE: &[Binding] = &[
     GRAD_OUTPUT,
     reads(7, "coefficients", Slot::Coefficients),
     writes(8, "partials", Slot::Partials),
+];
+const FUSED_FORWARD: &[Binding] = &[
+    INPUT,
+    RESIDUAL_INPUT,
+    writes(4, "output", Slot::Output),
+    MASK_INPUT,
+    reads(7, "affine", Slot::Affine),
+    writes(8, "running", Slot::Running),
+    writes(9, "saved", Slot::Saved),
+];
+const FUSED_BACKWARD: &[Binding] = &[
+    INPUT,
+    RESIDUAL_INPUT,
+    GRAD_OUTPUT,
+    writes(4, "output", Slot::GradInput),
+    writes(5, "grad_residual", Slot::GradResidual),
+    reads(6, "affine", Slot::Affine),
+    reads(7, "statistics", Slot::Statistics),
+    writes(8, "grad_affine", Slot::GradAffine),
 ];
 const BACKWARD_COMBINE: &[Binding] = &[
     reads(1, "partials", Slot::Partials),
@@ -228,11 +266,12 @@ const PROBE: &[Binding] = &[
 ];
 
 macro_rules! entry {
-    ($kernel:ident, $file:literal, $entry:literal, $bindings:expr, $overrides:expr) => {
+    ($kernel:ident, $file:literal, $parts:expr, $entry:literal, $bindings:expr, $overrides:expr) => {
         Entry {
             kernel: Kernel::$kernel,
             file: $file,
             source: shader!($file),
+            parts: $parts,
             entry_point: $entry,
             bindings: $bindings,
             overrides: $overrides,
@@ -241,10 +280,11 @@ macro_rules! entry {
 }
 
 /// Every kernel there is. A test reflects the shaders and proves that they agree with it.
-pub(crate) static TABLE: [Entry; 20] = [
+pub(crate) static TABLE: [Entry; 24] = [
     entry!(
         ReducePlanar,
         "reduce",
+        &[MOMENTS],
         "reduce_planar",
         REDUCE,
         &[RAGGED, MASK]
@@ -252,15 +292,31 @@ pub(crate) static TABLE: [Entry; 20] = [
     entry!(
         ReduceColumns,
         "reduce",
+        &[MOMENTS],
         "reduce_columns",
         REDUCE,
         &[RAGGED, MASK]
     ),
-    entry!(Combine, "finalize", "combine", COMBINE, &[]),
-    entry!(Finalize, "finalize", "finalize", FINALIZE, &[]),
+    entry!(
+        Combine,
+        "finalize",
+        &[STATISTICS, COEFFICIENTS_PART],
+        "combine",
+        COMBINE,
+        &[]
+    ),
+    entry!(
+        Finalize,
+        "finalize",
+        &[STATISTICS, COEFFICIENTS_PART],
+        "finalize",
+        FINALIZE,
+        &[]
+    ),
     entry!(
         Coefficients,
         "finalize",
+        &[STATISTICS, COEFFICIENTS_PART],
         "coefficients_only",
         COEFFICIENTS,
         &[]
@@ -268,27 +324,47 @@ pub(crate) static TABLE: [Entry; 20] = [
     entry!(
         Normalize,
         "normalize",
+        &[FORWARD],
         "normalize",
         NORMALIZE,
-        &[ACTIVATION, RESIDUAL, LOOKUP, IN_PLACE]
+        &[ACTIVATION, RESIDUAL, LOOKUP, IN_PLACE, JOINED]
     ),
     entry!(
         NormalizePlanar,
         "normalize",
+        &[FORWARD],
         "normalize_planar",
         NORMALIZE,
-        &[ACTIVATION, RESIDUAL, IN_PLACE]
+        &[ACTIVATION, RESIDUAL, IN_PLACE, JOINED]
     ),
     entry!(
         NormalizeColumns,
         "normalize",
+        &[FORWARD],
         "normalize_columns",
         NORMALIZE,
-        &[ACTIVATION, RESIDUAL, IN_PLACE]
+        &[ACTIVATION, RESIDUAL, IN_PLACE, JOINED]
+    ),
+    entry!(
+        ForwardPlanar,
+        "fused_forward",
+        &[MOMENTS, STATISTICS, COEFFICIENTS_PART, FORWARD],
+        "forward_planar",
+        FUSED_FORWARD,
+        &[ACTIVATION, RESIDUAL, RAGGED, MASK, IN_PLACE, JOINED, HELD]
+    ),
+    entry!(
+        ForwardColumns,
+        "fused_forward",
+        &[MOMENTS, STATISTICS, COEFFICIENTS_PART, FORWARD],
+        "forward_columns",
+        FUSED_FORWARD,
+        &[ACTIVATION, RESIDUAL, RAGGED, MASK, IN_PLACE, JOINED, HELD]
     ),
     entry!(
         BackwardReducePlanar,
         "backward_reduce",
+        &[GRADIENT_SUMS],
         "backward_reduce_planar",
         BACKWARD_REDUCE,
         &[ACTIVATION, RESIDUAL, RAGGED, JOINED]
@@ -296,6 +372,7 @@ pub(crate) static TABLE: [Entry; 20] = [
     entry!(
         BackwardReduceColumns,
         "backward_reduce",
+        &[GRADIENT_SUMS],
         "backward_reduce_columns",
         BACKWARD_REDUCE,
         &[ACTIVATION, RESIDUAL, RAGGED, JOINED]
@@ -303,6 +380,7 @@ pub(crate) static TABLE: [Entry; 20] = [
     entry!(
         BackwardCombine,
         "backward_finalize",
+        &[GRADIENTS],
         "backward_combine",
         BACKWARD_COMBINE,
         &[]
@@ -310,6 +388,7 @@ pub(crate) static TABLE: [Entry; 20] = [
     entry!(
         BackwardFinalize,
         "backward_finalize",
+        &[GRADIENTS],
         "backward_finalize",
         BACKWARD_FINALIZE,
         &[]
@@ -317,6 +396,7 @@ pub(crate) static TABLE: [Entry; 20] = [
     entry!(
         BackwardApply,
         "backward_apply",
+        &[BACKWARD],
         "backward_apply",
         BACKWARD_APPLY,
         &[ACTIVATION, RESIDUAL, LOOKUP, MASK, IN_PLACE, FROZEN, JOINED]
@@ -324,6 +404,7 @@ pub(crate) static TABLE: [Entry; 20] = [
     entry!(
         BackwardApplyPlanar,
         "backward_apply",
+        &[BACKWARD],
         "backward_apply_planar",
         BACKWARD_APPLY,
         &[ACTIVATION, RESIDUAL, MASK, IN_PLACE, FROZEN, JOINED]
@@ -331,27 +412,67 @@ pub(crate) static TABLE: [Entry; 20] = [
     entry!(
         BackwardApplyColumns,
         "backward_apply",
+        &[BACKWARD],
         "backward_apply_columns",
         BACKWARD_APPLY,
         &[ACTIVATION, RESIDUAL, MASK, IN_PLACE, FROZEN, JOINED]
     ),
-    entry!(CountMask, "reduce", "count_mask", COUNT_MASK, &[]),
+    entry!(
+        BackwardPlanar,
+        "fused_backward",
+        &[COEFFICIENTS_PART, GRADIENT_SUMS, GRADIENTS, BACKWARD],
+        "backward_planar",
+        FUSED_BACKWARD,
+        &[
+            ACTIVATION, RESIDUAL, RAGGED, MASK, IN_PLACE, FROZEN, JOINED, HELD
+        ]
+    ),
+    entry!(
+        BackwardColumns,
+        "fused_backward",
+        &[COEFFICIENTS_PART, GRADIENT_SUMS, GRADIENTS, BACKWARD],
+        "backward_columns",
+        FUSED_BACKWARD,
+        &[
+            ACTIVATION, RESIDUAL, RAGGED, MASK, IN_PLACE, FROZEN, JOINED, HELD
+        ]
+    ),
+    entry!(
+        CountMask,
+        "reduce",
+        &[MOMENTS],
+        "count_mask",
+        COUNT_MASK,
+        &[]
+    ),
     entry!(
         SumGradients,
         "backward_finalize",
+        &[GRADIENTS],
         "sum_gradients",
         SUM_GRADIENTS,
         &[]
     ),
-    entry!(Gather, "pack", "gather", GATHER, &[]),
-    entry!(Scatter, "pack", "scatter", SCATTER, &[]),
-    entry!(Probe, "probe", "probe", PROBE, &[]),
+    entry!(Gather, "pack", &[], "gather", GATHER, &[]),
+    entry!(Scatter, "pack", &[], "scatter", SCATTER, &[]),
+    entry!(Probe, "probe", &[], "probe", PROBE, &[]),
 ];
 
 impl Kernel {
     pub(crate) fn entry(self) -> &'static Entry {
         // The table lists the kernels in the order of the enum; a test holds it to that.
         &TABLE[self as usize]
+    }
+
+    /// Whether it is a whole pass in one dispatch.
+    pub(crate) fn is_fused(self) -> bool {
+        matches!(
+            self,
+            Kernel::ForwardPlanar
+                | Kernel::ForwardColumns
+                | Kernel::BackwardPlanar
+                | Kernel::BackwardColumns
+        )
     }
 }
 
@@ -445,6 +566,8 @@ pub(crate) struct PipelineKey {
     pub frozen: bool,
     /// Residual and grad_output lie in the input's binding, and the mask in that of the coefficients.
     pub joined: bool,
+    /// Vectors of a tensor that a lane holds in registers.
+    pub held: u32,
     /// Arguments share buffers that the kernel writes: all are bound read_write.
     pub pooled: bool,
     /// Bindings, by the bits of their numbers, that are left out because the device has too few.
@@ -466,6 +589,7 @@ impl PipelineKey {
             in_place: false,
             frozen: false,
             joined: false,
+            held: 0,
             pooled: false,
             absent: 0,
         }
@@ -475,6 +599,12 @@ impl PipelineKey {
     pub(crate) fn canonical(self) -> Self {
         let default = Self::new(self.kernel, self.elements, self.workgroup);
         let uses = |o| self.kernel.entry().overrides.contains(&o);
+        // They share what is put before them with kernels that do more.
+        let fused = self.kernel.is_fused();
+        let backward = matches!(
+            self.kernel,
+            Kernel::BackwardPlanar | Kernel::BackwardColumns
+        );
         PipelineKey {
             activation: if uses(ACTIVATION) {
                 self.activation
@@ -489,15 +619,16 @@ impl PipelineKey {
             },
             ragged: self.ragged || !uses(RAGGED),
             // Frozen statistics do not depend on the input, whatever was masked when they were taken.
-            mask: uses(MASK) && self.mask && !self.frozen,
-            in_place: uses(IN_PLACE) && self.in_place,
-            frozen: uses(FROZEN) && self.frozen,
+            mask: uses(MASK) && self.mask && !self.frozen && self.held == 0 && !backward,
+            in_place: uses(IN_PLACE) && self.in_place && !fused,
+            frozen: uses(FROZEN) && self.frozen && !fused,
             joined: uses(JOINED) && self.joined,
+            held: if uses(HELD) { self.held } else { 0 },
             ..self
         }
     }
 
-    pub(crate) fn constants(&self) -> [(&'static str, f64); 9] {
+    pub(crate) fn constants(&self) -> [(&'static str, f64); 10] {
         let switch = |on: bool| f64::from(u8::from(on));
         [
             ("WORKGROUP", f64::from(self.workgroup)),
@@ -509,6 +640,7 @@ impl PipelineKey {
             ("IN_PLACE", switch(self.in_place)),
             ("FROZEN", switch(self.frozen)),
             ("JOINED", switch(self.joined)),
+            ("HELD", f64::from(self.held)),
         ]
     }
 
@@ -553,6 +685,8 @@ impl PipelineKey {
                 &[Partials, Affine, Saved, Coefficients],
                 &[Partials, Running],
             ],
+            Kernel::ForwardPlanar | Kernel::ForwardColumns => &[],
+            Kernel::BackwardPlanar | Kernel::BackwardColumns => &[],
             Kernel::BackwardFinalize => &[
                 &[Partials, Coefficients, GradAffine, Counts],
                 &[Partials, Coefficients, GroupGradients, Counts],
@@ -593,13 +727,14 @@ fn without(source: &str, absent: u16) -> String {
     source.lines().map(line).collect::<Vec<_>>().join("\n")
 }
 
-/// Header, prelude and file, in that order.
+/// What is shared, the header and the file, in that order.
 pub(crate) fn compose(elements: Elements, entry: &Entry) -> String {
-    let mut parts = vec![PRELUDE];
+    let mut parts = vec![COMMON];
     if entry.has_tensors() {
         parts.extend(elements.header());
         parts.extend(TENSORS);
     }
+    parts.extend(entry.parts);
     parts.push(entry.source);
     parts.join("\n")
 }

@@ -335,6 +335,25 @@ pub struct Plan {
     reduce_workgroups: u64,
     /// Of the second pass: by the reduction's walk where every vector lies in one row or column, flat otherwise.
     apply: Apply,
+    strategy: Strategy,
+    /// Why that one.
+    why_strategy: String,
+    /// Whole passes in one dispatch, where the strategy is not split.
+    fused: Option<Fused>,
+}
+
+/// How a pass in one dispatch is cut: a workgroup per channel, or per tile of columns.
+#[derive(Debug, Clone, PartialEq)]
+struct Fused {
+    params: Params,
+    workgroups: u64,
+    lanes: u32,
+    /// Vectors that a lane holds in registers: forward, and of either tensor backward; 0 where it reads twice.
+    held: u32,
+    lanes_backward: u32,
+    held_backward: u32,
+    params_backward: Params,
+    workgroups_backward: u64,
 }
 
 /// How the second pass goes over the tensor.
@@ -344,6 +363,48 @@ struct Apply {
     params: Params,
     workgroups: u64,
 }
+
+/// Vectors that a lane holds in registers, at most: the constants of the same meaning in the fused kernels.
+const MOST_HELD: u32 = 16;
+const MOST_HELD_BACKWARD: u32 = 8;
+
+/// What the cost model knows of a kind of adapter.
+struct CostModel {
+    /// Of a tensor copied, read and write together counted once.
+    bytes_per_us: f64,
+    /// Of one dispatch, its barrier included.
+    dispatch_us: f64,
+    /// Bytes that the last-level cache keeps between two dispatches, and what reading them again costs of a first read.
+    cache: f64,
+    cached_read: f64,
+    /// The same for the cache next to a compute unit, within one dispatch.
+    near_cache: f64,
+    near_read: f64,
+    /// Lanes that keep the memory busy.
+    lanes: f64,
+}
+
+/// A GPU of today, whatever its maker.
+const GPU: CostModel = CostModel {
+    bytes_per_us: 500_000.0,
+    dispatch_us: 4.0,
+    cache: 24e6,
+    cached_read: 0.4,
+    near_cache: 128e3,
+    near_read: 0.3,
+    lanes: 65_536.0,
+};
+
+/// lavapipe and its like on a few cores.
+const CPU: CostModel = CostModel {
+    bytes_per_us: 6_000.0,
+    dispatch_us: 80.0,
+    cache: 1e6,
+    cached_read: 0.7,
+    near_cache: 512e3,
+    near_read: 0.2,
+    lanes: 64.0,
+};
 
 /// A channel's partial results, at most; so that merging them costs next to nothing.
 const MAX_PIECES: u64 = 64;
@@ -379,13 +440,6 @@ impl Plan {
             device_type: choices.device_type.unwrap_or(caps.device_type),
             ..caps.clone()
         };
-        if let Some(strategy @ (Strategy::Resident | Strategy::Streaming)) = choices.strategy {
-            let what = format!("the {strategy} strategy, which has no kernels in this version");
-            return Err(Error::Unsupported {
-                what,
-                remedy: "use split, or leave the choice to the planner".into(),
-            });
-        }
         // A mask, f32, has fewer elements than a tensor has channels times.
         let mask = if problem.mask {
             4 * problem.count() * problem.groups as u64
@@ -492,6 +546,9 @@ impl Plan {
                 params: Params::default(),
                 workgroups: 0,
             },
+            strategy: Strategy::Split,
+            why_strategy: String::new(),
+            fused: None,
         };
         plan.params = plan.common();
         let ceiling = u64::from(choices.pieces.unwrap_or(MAX_PIECES as u32)).clamp(1, MAX_PIECES);
@@ -512,8 +569,188 @@ impl Plan {
                 workgroups,
             }
         };
+        plan.choose_strategy(choices)?;
         plan.fits()?;
         Ok(plan)
+    }
+
+    /// Of the strategies that can run, the cheapest by [`cost`](Self::cost), or the one that is forced.
+    fn choose_strategy(&mut self, choices: &Choices) -> Result<()> {
+        let fusable = self.fusable();
+        if let Some(strategy) = choices.strategy {
+            self.why_strategy = "forced".into();
+            self.strategy = strategy;
+            if strategy == Strategy::Split {
+                return Ok(());
+            }
+            self.fused = match fusable {
+                Err(why) => Err(why),
+                Ok(()) => self.fuse(strategy),
+            }
+            .map(Some)
+            .map_err(|why| Error::Unsupported {
+                what: format!("the {strategy} strategy for {why}"),
+                remedy: "use split, or leave the choice to the planner".into(),
+            })?;
+            return Ok(());
+        }
+        // A caller who forces how the dispatches of split are cut means split.
+        let forced = Choices {
+            walk: None,
+            device_type: None,
+            ..choices.clone()
+        } != Choices::default();
+        if forced || fusable.is_err() {
+            self.why_strategy = fusable.err().unwrap_or_else(|| "forced sizes".into());
+            return Ok(());
+        }
+        let mut best = (self.cost(Strategy::Split, None), Strategy::Split, None);
+        for strategy in [Strategy::Streaming, Strategy::Resident] {
+            if let Ok(fused) = self.fuse(strategy) {
+                let cost = self.cost(strategy, Some(&fused));
+                if cost < best.0 {
+                    best = (cost, strategy, Some(fused));
+                }
+            }
+        }
+        let split = self.cost(Strategy::Split, None);
+        self.why_strategy = format!("{:.0} µs by the model, split {split:.0}", best.0);
+        (self.strategy, self.fused) = (best.1, best.2);
+        Ok(())
+    }
+
+    /// Whether a workgroup can go over whole channels by itself: their vectors must be theirs alone.
+    fn fusable(&self) -> Result<(), String> {
+        let p = &self.problem;
+        match self.walk {
+            Walk::Planar if !p.inner.is_multiple_of(4) => {
+                Err("rows that are no whole number of vectors".into())
+            }
+            Walk::Columns if p.inner > 1 => Err("columns of several to a channel".into()),
+            Walk::Columns if !p.channels.is_multiple_of(4) => {
+                Err("rows that are no whole number of vectors".into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Cuts a pass in one dispatch.
+    fn fuse(&self, strategy: Strategy) -> Result<Fused, String> {
+        let resident = strategy == Strategy::Resident;
+        if resident && self.problem.mask {
+            return Err("masks".into());
+        }
+        let cut = |most_held: u32| -> Result<_, String> {
+            let (lanes, held) = if resident {
+                self.resident_lanes(most_held)?
+            } else {
+                (self.streaming_lanes(), 0)
+            };
+            let (mut params, _) = match self.walk {
+                Walk::Planar => self.cut_planar(lanes, 1),
+                Walk::Columns => self.cut_columns_by(lanes, 1, self.fused_tile(lanes)),
+            };
+            // One piece, whatever its length: these kernels start at 0 and end at the end.
+            params.piece_length = match self.walk {
+                Walk::Planar => params.rows * params.row_vectors,
+                Walk::Columns => params.rows,
+            };
+            let workgroups = match self.walk {
+                Walk::Planar => self.problem.statistics() as u64,
+                Walk::Columns => {
+                    u64::from(params.row_vectors.div_ceil(params.tile)) * self.problem.groups as u64
+                }
+            };
+            Ok((params, workgroups, lanes, held))
+        };
+        let (params, workgroups, lanes, held) = cut(MOST_HELD)?;
+        let (params_backward, workgroups_backward, lanes_backward, held_backward) =
+            cut(MOST_HELD_BACKWARD)?;
+        Ok(Fused {
+            params,
+            workgroups,
+            lanes,
+            held,
+            lanes_backward,
+            held_backward,
+            params_backward,
+            workgroups_backward,
+        })
+    }
+
+    /// Vectors side by side in a workgroup that goes down whole columns.
+    fn fused_tile(&self, lanes: u32) -> u32 {
+        let row_vectors = (self.problem.channels as u32 / 4).next_power_of_two();
+        let wanted = if self.caps.is_cpu() { 8 } else { 8 };
+        row_vectors.min(wanted).min(lanes)
+    }
+
+    fn streaming_lanes(&self) -> u32 {
+        self.caps
+            .workgroup(if self.caps.is_cpu() { 8 } else { 512 })
+    }
+
+    /// As few lanes as hold a channel, or a tile of columns, in their registers, and how many vectors each has to.
+    fn resident_lanes(&self, most_held: u32) -> Result<(u32, u32), String> {
+        let p = &self.problem;
+        let most = self.caps.workgroup(1024);
+        let least = self.caps.workgroup(if self.caps.is_cpu() { 8 } else { 64 });
+        let mut lanes = least;
+        loop {
+            let per_lane = match self.walk {
+                Walk::Planar => (p.outer as u64 * (p.inner as u64 / 4)).div_ceil(lanes.into()),
+                Walk::Columns => {
+                    (p.outer as u64).div_ceil(u64::from(lanes / self.fused_tile(lanes)))
+                }
+            };
+            // Few vectors a lane while there are lanes to be had: more of them are in flight.
+            let wanted = if lanes < most {
+                most_held / 2
+            } else {
+                most_held
+            };
+            if per_lane <= u64::from(wanted) {
+                return Ok((lanes, (per_lane as u32).next_power_of_two()));
+            }
+            if lanes >= most {
+                return Err(format!(
+                    "{per_lane} vectors a lane, where registers hold {most_held}"
+                ));
+            }
+            lanes *= 2;
+        }
+    }
+
+    /// Microseconds of a training forward pass, by bytes moved and dispatches; ARCHITECTURE.md has the model.
+    fn cost(&self, strategy: Strategy, fused: Option<&Fused>) -> f64 {
+        let model = &if self.caps.is_cpu() { CPU } else { GPU };
+        let bytes = self.problem.bytes() as f64;
+        let tensor = bytes / model.bytes_per_us;
+        // A workgroup's own part, which its second read finds in the cache next to it or not.
+        let (workgroups, lanes) = fused.map_or((0, 0), |f| (f.workgroups, f.lanes));
+        let again = |of_one: f64| {
+            if of_one <= model.near_cache {
+                model.near_read
+            } else {
+                1.0
+            }
+        };
+        let in_flight = (workgroups as f64 * f64::from(lanes) / model.lanes).min(1.0);
+        match strategy {
+            Strategy::Split => {
+                let second = if bytes <= model.cache {
+                    model.cached_read
+                } else {
+                    1.0
+                };
+                tensor * (0.5 + 0.5 * second + 0.5) + 3.0 * model.dispatch_us
+            }
+            Strategy::Streaming => {
+                let second = again(bytes / workgroups.max(1) as f64);
+                tensor * (0.5 + 0.5 * second + 0.5) / in_flight + model.dispatch_us
+            }
+            Strategy::Resident => tensor / in_flight + model.dispatch_us,
+        }
     }
 
     /// Whether every dispatch can be made on the device.
@@ -544,7 +781,7 @@ impl Plan {
 
     /// How the work is cut.
     pub fn strategy(&self) -> Strategy {
-        Strategy::Split
+        self.strategy
     }
 
     /// How reductions walk.
@@ -641,6 +878,11 @@ impl Plan {
 
     /// The same down the columns.
     fn cut_columns(&self, lanes: u32, ceiling: u64) -> (Params, u64) {
+        // Neighbouring lanes read neighbouring vectors, 256 bytes of a row.
+        self.cut_columns_by(lanes, ceiling, 16)
+    }
+
+    fn cut_columns_by(&self, lanes: u32, ceiling: u64, most_tile: u32) -> (Params, u64) {
         let mut params = self.params;
         let columns = (self.problem.channels * self.problem.inner) as u64;
         let repetitions = repetitions(columns);
@@ -648,8 +890,10 @@ impl Plan {
         let row_vectors = width / 4;
         let rows = (self.problem.outer as u64).div_ceil(repetitions);
         let lanes = u64::from(lanes);
-        // Neighbouring lanes read neighbouring vectors, 256 bytes of a row.
-        let tile = row_vectors.next_power_of_two().min(16).min(lanes);
+        let tile = row_vectors
+            .next_power_of_two()
+            .min(most_tile.into())
+            .min(lanes);
         let groups = self.problem.groups as u64;
         let tiles = row_vectors.div_ceil(tile) * groups;
         let lane_rows = lanes / tile;
@@ -744,7 +988,11 @@ impl Plan {
         // A residual changes a gradient only through an activation.
         let forward = matches!(
             kernel,
-            Kernel::Normalize | Kernel::NormalizePlanar | Kernel::NormalizeColumns
+            Kernel::Normalize
+                | Kernel::NormalizePlanar
+                | Kernel::NormalizeColumns
+                | Kernel::ForwardPlanar
+                | Kernel::ForwardColumns
         );
         let residual = residual && (forward || activation != Activation::None);
         Step {
@@ -957,6 +1205,33 @@ impl Plan {
         })
     }
 
+    /// A training forward pass in one dispatch, where the strategy has one.
+    pub(crate) fn fused_forward(&self, flags: u32) -> Option<Step> {
+        let fused = self.fused.as_ref()?;
+        let kernel = match self.walk {
+            Walk::Planar => Kernel::ForwardPlanar,
+            Walk::Columns => Kernel::ForwardColumns,
+        };
+        let mut step = self.step(kernel, fused.lanes, fused.workgroups, fused.params);
+        step.key.held = fused.held;
+        step.params.flags |= flags;
+        Some(step)
+    }
+
+    /// A backward pass through saved statistics in one dispatch, where the strategy has one.
+    pub(crate) fn fused_backward(&self, flags: u32) -> Option<Step> {
+        let fused = self.fused.as_ref().filter(|_| !self.problem.mask)?;
+        let kernel = match self.walk {
+            Walk::Planar => Kernel::BackwardPlanar,
+            Walk::Columns => Kernel::BackwardColumns,
+        };
+        let (lanes, workgroups) = (fused.lanes_backward, fused.workgroups_backward);
+        let mut step = self.step(kernel, lanes, workgroups, fused.params_backward);
+        step.key.held = fused.held_backward;
+        step.params.flags |= flags;
+        Some(step)
+    }
+
     fn second_pass(&self, kernel: Kernel) -> Step {
         let Apply {
             params, workgroups, ..
@@ -984,6 +1259,8 @@ impl Plan {
             self.per_channel(Kernel::Gather, 0),
             self.per_channel(Kernel::Scatter, 0),
         ];
+        steps.extend(self.fused_forward(0));
+        steps.extend(self.fused_backward(0));
         if self.problem.mask {
             steps.push(self.count_mask());
         }
@@ -1054,8 +1331,9 @@ impl fmt::Display for Plan {
         };
         writeln!(
             f,
-            "[{outer}, {channels}, {inner}] {storage}: {}, {} ({})",
+            "[{outer}, {channels}, {inner}] {storage}: {} ({}), {} ({})",
             self.strategy(),
+            self.why_strategy,
             self.walk,
             self.why
         )?;
@@ -1094,6 +1372,13 @@ impl fmt::Display for Plan {
             backward.push(self.sum_gradients(0));
         }
         backward.push(self.backward_apply());
+        // Where running statistics or parameter gradients merge several groups, those steps are taken nevertheless.
+        if let Some(step) = self.fused_forward(0) {
+            training = vec![step];
+        }
+        if let Some(step) = self.fused_backward(0) {
+            backward = vec![step];
+        }
         writeln!(f, "  forward training: {}", line(&training))?;
         writeln!(f, "  inference: {}", line(&[coefficients, normalize]))?;
         writeln!(f, "  backward: {}", line(&backward))?;

@@ -1,6 +1,6 @@
 //! Checks arguments, collects the dispatches of an operation, and makes their bind groups.
 
-use crate::arguments::{Affine, Backward, BufferRange, Running, Statistics};
+use crate::arguments::{Affine, Backward, BufferRange, ForwardTraining, Running, Statistics};
 use crate::encode::{Dispatch, Operation, Prepared};
 use crate::kernels::{ErrorScopes, Kernel, Kernels, Slot};
 use crate::plan::{Params, Plan, Step, flags};
@@ -605,6 +605,112 @@ impl<'a> Recorder<'a> {
         Ok(())
     }
 
+    /// A training forward pass in one dispatch, unless the strategy is split, or the arguments need more: running
+    /// statistics of several groups, an output that replaces the input, too many bindings.
+    pub(crate) fn fused_forward(
+        &mut self,
+        [input, output]: [&Bound; 2],
+        residual: Option<&Bound>,
+        mask: Option<&Bound>,
+        args: &ForwardTraining<'_>,
+    ) -> Result<bool> {
+        let grouped = self.plan.problem().groups > 1;
+        let bindings = 2
+            + [residual, mask].into_iter().flatten().count()
+            + usize::from(!args.affine.is_absent())
+            + usize::from(args.running.is_some())
+            + usize::from(args.saved.is_some());
+        let merges = grouped && args.running.is_some();
+        if merges || output.is(input) || bindings as u32 > self.storage_buffers() {
+            return Ok(false);
+        }
+        let Some(mut step) = self.plan.fused_forward(0) else {
+            return Ok(false);
+        };
+        let mut bindings = vec![(Slot::Input, input.clone()), (Slot::Output, output.clone())];
+        bindings.extend(residual.map(|r| (Slot::Residual, r.clone())));
+        bindings.extend(mask.map(|m| (Slot::Mask, m.clone())));
+        if let Some(affine) = self.affine(args.affine)? {
+            step.params.flags |= flags::HAS_AFFINE;
+            bindings.push((Slot::Affine, affine));
+        }
+        if let Some(running) = args.running {
+            step.params.flags |= flags::HAS_RUNNING;
+            bindings.push((Slot::Running, self.running_to_update(running)?));
+        }
+        if let Some(saved) = args.saved {
+            step.params.flags |= flags::HAS_SAVED;
+            let saved = self.packed_statistics("saved", saved, 4, Access::Write)?;
+            bindings.push((Slot::Saved, saved));
+        }
+        self.push(step, bindings)?;
+        Ok(true)
+    }
+
+    /// A backward pass in one dispatch, unless the strategy is split, or the arguments need more: frozen statistics,
+    /// parameter gradients of several groups, a gradient that replaces another, too many bindings.
+    pub(crate) fn fused_backward(&mut self, args: &Backward<'_>) -> Result<bool> {
+        let grouped = self.plan.problem().groups > 1;
+        let residual = args.residual.is_some() && self.plan.problem().writes_grad_residual();
+        let bindings = 4
+            + 2 * usize::from(residual)
+            + usize::from(!args.affine.is_absent())
+            + usize::from(!args.grad_affine.is_absent());
+        let merges = grouped && !args.grad_affine.is_absent();
+        let in_place = args.grad_input.is(&args.grad_output);
+        let Statistics::Saved(saved) = args.statistics else {
+            return Ok(false);
+        };
+        if merges || in_place || bindings as u32 > self.storage_buffers() {
+            return Ok(false);
+        }
+        let Some(mut step) = self.plan.fused_backward(0) else {
+            return Ok(false);
+        };
+        let input = self.tensor("input", args.input, Access::Read)?;
+        let grad_output = self.tensor("grad_output", args.grad_output, Access::Read)?;
+        let residual = self.residual_of_gradient(args.residual)?;
+        self.mask(args.mask)?; // whose absence the plan says
+        let saved = self.packed_statistics("saved", saved, 4, Access::Read)?;
+        let mut bindings = vec![
+            (Slot::Input, input),
+            (Slot::GradOutput, grad_output),
+            (Slot::Statistics, saved),
+        ];
+        bindings.extend(residual.map(|r| (Slot::Residual, r)));
+        if let Some(affine) = self.affine(args.affine)? {
+            step.params.flags |= flags::HAS_AFFINE;
+            bindings.push((Slot::Affine, affine));
+        }
+        let grads = self.grad_affine(args)?;
+        if let Some(grads) = &grads {
+            step.params.flags |= flags::HAS_GRAD_AFFINE;
+            if args.accumulate {
+                step.params.flags |= flags::ACCUMULATE;
+            }
+            bindings.push((Slot::GradAffine, grads.clone()));
+        }
+        let grad_residual = self.grad_residual(args)?;
+        bindings.extend(grad_residual.map(|r| (Slot::GradResidual, r)));
+        let grad_input = self.tensor("grad_input", args.grad_input, Access::Write)?;
+        bindings.push((Slot::GradInput, grad_input));
+        self.push(step, bindings)?;
+        self.scatter_gradients(args, grads)?;
+        Ok(true)
+    }
+
+    /// Copies packed gradients of weight and bias to where the caller wants them apart.
+    fn scatter_gradients(&mut self, args: &Backward<'_>, grads: Option<Bound>) -> Result<()> {
+        if let (Some(grads), None) = (grads, args.grad_affine.packed) {
+            // Checked before; here they are only looked up.
+            let arguments = std::mem::take(&mut self.arguments);
+            let vectors = self.grad_vectors(args)?;
+            self.arguments = arguments;
+            self.scatter(&grads, vectors)?;
+        }
+        Ok(())
+    }
+
     fn running_to_update(&mut self, running: Running<'_>) -> Result<Bound> {
         let cumulative = self.plan.problem().momentum == Momentum::Cumulative;
         if cumulative && running.packed.is_none() && running.batches.is_none() {
@@ -870,14 +976,7 @@ impl<'a> Recorder<'a> {
         bindings.extend(grad_residual.map(|r| (Slot::GradResidual, r)));
         self.push(step, bindings)?;
 
-        if let (Some(grads), None) = (grads, args.grad_affine.packed) {
-            // Checked before; here they are only looked up.
-            let arguments = std::mem::take(&mut self.arguments);
-            let vectors = self.grad_vectors(args)?;
-            self.arguments = arguments;
-            self.scatter(&grads, vectors)?;
-        }
-        Ok(())
+        self.scatter_gradients(args, grads)
     }
 
     /// Where the gradients of weight and bias are written, packed: the caller's buffer, or a workspace that a scatter

@@ -47,9 +47,9 @@ impl Shader {
                 }
                 for activation in Activation::ALL.map(Activation::code) {
                     for lookup in LOOKUPS {
-                        for switches in 0..64usize {
-                            let [residual, ragged, mask, in_place, frozen, pooled] =
-                                [0, 1, 2, 3, 4, 5].map(|bit| SWITCHES[switches >> bit & 1]);
+                        for switches in 0..128usize {
+                            let [residual, ragged, mask, in_place, frozen, holds, pooled] =
+                                [0, 1, 2, 3, 4, 5, 6].map(|bit| SWITCHES[switches >> bit & 1]);
                             let key = PipelineKey {
                                 activation,
                                 residual,
@@ -58,6 +58,7 @@ impl Shader {
                                 mask,
                                 in_place,
                                 frozen,
+                                held: if holds { 4 } else { 0 },
                                 pooled,
                                 ..PipelineKey::new(entry.kernel, elements, workgroup)
                             }
@@ -130,6 +131,7 @@ impl fmt::Display for Shader {
             (key.mask, "mask"),
             (key.in_place, "in-place"),
             (key.frozen, "frozen"),
+            (key.held > 0, "held"),
             (key.joined, "joined"),
             (key.pooled, "pooled"),
         ] {

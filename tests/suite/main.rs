@@ -12,7 +12,7 @@ mod properties;
 mod state;
 mod types;
 
-use std::sync::{Arc, LazyLock, Mutex};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use wgpu_batchnorm::Gpu;
 
@@ -45,6 +45,10 @@ static GPUS: LazyLock<Vec<(Gpu, Uncaught)>> = LazyLock::new(|| {
 /// Runs a test on every adapter, and fails on any wgpu error that nobody caught.
 fn on_every_adapter(test: impl Fn(&Gpu)) {
     for (gpu, errors) in GPUS.iter() {
+        // wgpu gives up on a GL context that another thread keeps busy for seconds, as compiling may.
+        static GL: Mutex<()> = Mutex::new(());
+        let is_gl = gpu.adapter.get_info().backend == wgpu::Backend::Gl;
+        let _alone = is_gl.then(|| GL.lock().unwrap_or_else(PoisonError::into_inner));
         test(gpu);
         let errors = errors.lock().unwrap();
         assert!(
