@@ -147,10 +147,11 @@ pub enum Through<'a> {
     Running(&'a RunningArrays),
 }
 
-/// Results on their way back to the host: a future. Somebody must poll the device, as in any wgpu program;
-/// [`Readback::wait`] does.
+/// Results on their way back to the host: a future. Somebody must poll the device, as in any wgpu program,
+/// and as a browser does by itself; [`Readback::wait`] does.
 #[derive(Debug)]
 pub struct Readback {
+    #[cfg(all(feature = "device", not(target_family = "wasm")))]
     device: wgpu::Device,
     staging: wgpu::Buffer,
     sizes: Vec<u64>,
@@ -207,7 +208,7 @@ impl Readback {
     ///
     /// # Errors
     /// [`Error::Device`] where the device is lost or the memory cannot be mapped.
-    #[cfg(not(target_family = "wasm"))]
+    #[cfg(all(feature = "device", not(target_family = "wasm")))]
     pub fn wait(self) -> Result<Vec<Vec<u32>>> {
         let waited = self.device.poll(wgpu::PollType::wait_indefinitely());
         waited.map_err(|error| Error::Device {
@@ -265,6 +266,7 @@ impl Gpu {
         });
         settle(scopes, "running an operation")?;
         Ok(Readback {
+            #[cfg(all(feature = "device", not(target_family = "wasm")))]
             device: self.device.clone(),
             staging,
             sizes,
@@ -550,7 +552,7 @@ impl Gpu {
 }
 
 /// Blocking twins.
-#[cfg(not(target_family = "wasm"))]
+#[cfg(all(feature = "device", not(target_family = "wasm")))]
 impl Gpu {
     /// As [`Gpu::forward_training_async`].
     ///

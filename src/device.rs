@@ -19,6 +19,10 @@ pub struct Gpu {
 impl Gpu {
     /// Adapters of the given backends, real GPUs before software.
     pub async fn adapters_async(backends: wgpu::Backends) -> Vec<wgpu::Adapter> {
+        // Without one there is no instance, and no adapter: the feature `web` alone brings none off the web.
+        if wgpu::Instance::enabled_backend_features().is_empty() {
+            return Vec::new();
+        }
         let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
         descriptor.backends = backends;
         let instance = wgpu::Instance::new(descriptor);
@@ -149,7 +153,7 @@ impl Gpu {
 }
 
 /// Blocking twins.
-#[cfg(not(target_family = "wasm"))]
+#[cfg(all(feature = "device", not(target_family = "wasm")))]
 impl Gpu {
     /// As [`Gpu::adapters_async`].
     pub fn adapters(backends: wgpu::Backends) -> Vec<wgpu::Adapter> {

@@ -184,9 +184,13 @@ pub enum Error {
 }
 
 /// What to install where there is no adapter.
-#[cfg(feature = "device")]
+#[cfg(any(feature = "device", feature = "web"))]
 pub(crate) fn install_hint() -> &'static str {
-    if cfg!(target_os = "linux") {
+    if cfg!(target_family = "wasm") {
+        "use a browser with WebGPU switched on, and a page from https or localhost"
+    } else if wgpu::Instance::enabled_backend_features().is_empty() {
+        "build with the feature `device`, which brings wgpu's native backends"
+    } else if cfg!(target_os = "linux") {
         "install a Vulkan driver: on Debian and Ubuntu `apt-get install libvulkan1 mesa-vulkan-drivers` \
          brings a software one, `libegl1 libgles2 libgl1-mesa-dri` the one for GL"
     } else {

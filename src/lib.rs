@@ -34,7 +34,8 @@
 //!
 //! # Features
 //! - `device`: [`Gpu`], an adapter and a device for programs that have none, and wgpu's native backends.
-//! - `ndarray`: [`reference`](mod@reference), the definition in f64; with `device` also passes over host arrays.
+//! - `web`: [`Gpu`] on wasm32 in a browser, through WebGPU; only its async forms.
+//! - `ndarray`: [`reference`](mod@reference), the definition in f64; with `device` or `web` also passes over host arrays.
 //! - `state`: `State`, a layer's parameters and statistics in safetensors files, under PyTorch's or Keras' names.
 //!
 //! # Example
@@ -52,9 +53,9 @@
 #![forbid(unsafe_code)]
 
 mod arguments;
-#[cfg(all(feature = "ndarray", feature = "device"))]
+#[cfg(all(feature = "ndarray", any(feature = "device", feature = "web")))]
 mod arrays;
-#[cfg(feature = "device")]
+#[cfg(any(feature = "device", feature = "web"))]
 mod device;
 mod encode;
 mod error;
@@ -62,7 +63,7 @@ mod fold;
 mod kernels;
 mod layer;
 mod plan;
-#[cfg(all(feature = "ndarray", feature = "device"))]
+#[cfg(all(feature = "ndarray", any(feature = "device", feature = "web")))]
 mod probe;
 mod problem;
 mod record;
@@ -76,11 +77,11 @@ pub use arguments::{
     Backward, BackwardApply, BackwardReduce, BufferRange, Combine, Finalize, ForwardTraining,
     Inference, Normalize, Reduce, Running,
 };
-#[cfg(all(feature = "ndarray", feature = "device"))]
+#[cfg(all(feature = "ndarray", any(feature = "device", feature = "web")))]
 pub use arrays::{
     Arrays, ForwardResult, GradientArrays, Readback, RunningArrays, SavedArrays, Through,
 };
-#[cfg(feature = "device")]
+#[cfg(any(feature = "device", feature = "web"))]
 pub use device::Gpu;
 pub use encode::{Operation, Prepared};
 pub use error::{Error, Result};

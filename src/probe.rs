@@ -2,34 +2,30 @@
 
 use crate::kernels::{Elements, ErrorScopes, Kernel, PipelineKey};
 use crate::plan::Params;
-use crate::{Error, Gpu, Result};
+use crate::{Gpu, Readback, Result};
 
 const PAIRS: usize = 64;
 
-impl Gpu {
-    /// Runs `two_sum` and `two_product` on this adapter and compares their remainders with exact ones. False means that
-    /// the compiler simplified them away, and that sums of many values lose digits. Submits and blocks.
-    ///
-    /// # Errors
-    /// [`Error::Device`].
-    #[cfg(not(target_family = "wasm"))]
-    pub fn keeps_remainders(&self) -> Result<bool> {
-        // Values whose sums and products need more than 24 bits.
-        let value = |i: usize, salt: f64| {
-            (((i as f64 + 1.0) * salt).sin() * 2f64.powi((i % 17) as i32 - 8)) as f32
-        };
-        let vector =
-            |i: usize, salt: f64| std::array::from_fn::<f32, 4, _>(|j| value(4 * i + j, salt));
-        let operands: Vec<[f32; 4]> = (0..PAIRS)
-            .flat_map(|i| [vector(i, 12.9898), vector(i, 78.233)])
-            .collect();
-        let words = self.run_probe(&operands)?;
-        let remainders: Vec<f32> = words.into_iter().map(f32::from_bits).collect();
-        let near = |got: f32, exact: f64| {
-            let rest = exact - f64::from(exact as f32);
-            (f64::from(got) - rest).abs() <= 1e-9 * exact.abs()
-        };
-        Ok((0..PAIRS).all(|i| {
+/// Values whose sums and products need more than 24 bits: pairs of vectors.
+fn operands() -> Vec<[f32; 4]> {
+    let value = |i: usize, salt: f64| {
+        (((i as f64 + 1.0) * salt).sin() * 2f64.powi((i % 17) as i32 - 8)) as f32
+    };
+    let vector = |i: usize, salt: f64| std::array::from_fn::<f32, 4, _>(|j| value(4 * i + j, salt));
+    (0..PAIRS)
+        .flat_map(|i| [vector(i, 12.9898), vector(i, 78.233)])
+        .collect()
+}
+
+/// Whether the remainders of all sums and products are the exact ones.
+fn are_exact(operands: &[[f32; 4]], words: Vec<Vec<u32>>) -> bool {
+    let remainders: Vec<f32> = words.into_iter().flatten().map(f32::from_bits).collect();
+    let near = |got: f32, exact: f64| {
+        let rest = exact - f64::from(exact as f32);
+        (f64::from(got) - rest).abs() <= 1e-9 * exact.abs()
+    };
+    remainders.len() == 8 * PAIRS
+        && (0..PAIRS).all(|i| {
             (0..4).all(|j| {
                 let (a, b) = (
                     f64::from(operands[2 * i][j]),
@@ -37,11 +33,33 @@ impl Gpu {
                 );
                 near(remainders[8 * i + j], a + b) && near(remainders[8 * i + 4 + j], a * b)
             })
-        }))
+        })
+}
+
+impl Gpu {
+    /// Runs `two_sum` and `two_product` on this adapter and compares their remainders with exact ones. False means that
+    /// the compiler simplified them away, and that sums of many values lose digits. Submits.
+    ///
+    /// # Errors
+    /// [`Error::Device`](crate::Error::Device).
+    pub async fn keeps_remainders_async(&self) -> Result<bool> {
+        let operands = operands();
+        let words = self.start_probe(&operands)?.await?;
+        Ok(are_exact(&operands, words))
     }
 
-    #[cfg(not(target_family = "wasm"))]
-    fn run_probe(&self, operands: &[[f32; 4]]) -> Result<Vec<u32>> {
+    /// As [`Gpu::keeps_remainders_async`], and blocks.
+    ///
+    /// # Errors
+    /// As there.
+    #[cfg(all(feature = "device", not(target_family = "wasm")))]
+    pub fn keeps_remainders(&self) -> Result<bool> {
+        let operands = operands();
+        let words = self.start_probe(&operands)?.wait()?;
+        Ok(are_exact(&operands, words))
+    }
+
+    fn start_probe(&self, operands: &[[f32; 4]]) -> Result<Readback> {
         let key = PipelineKey::new(Kernel::Probe, Elements::F32x4, 32);
         let params = Params {
             vectors: PAIRS as u32,
@@ -107,10 +125,6 @@ impl Gpu {
         }
         self.queue.submit([encoder.finish()]);
         crate::record::settle(scopes, "probing the compiler")?;
-        let words = self.submit_and_read(None, &[&target])?.wait()?;
-        words.into_iter().next().ok_or_else(|| Error::Device {
-            action: "probing the compiler",
-            message: "nothing was read back".into(),
-        })
+        self.submit_and_read(None, &[&target])
     }
 }

@@ -7,17 +7,21 @@ mod report;
 mod subject;
 mod timer;
 
-use std::io::IsTerminal;
+use anyhow::{Result, ensure};
+use serde_json::Value;
+use wgpu_batchnorm::{Choices, Gpu, Plan};
+#[cfg(not(target_family = "wasm"))]
+use {
+    crate::args::BenchArgs,
+    crate::info::print,
+    anyhow::Context,
+    indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle},
+    std::io::IsTerminal,
+};
 
-use anyhow::{Context, Result, ensure};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use wgpu_batchnorm::{Gpu, Plan};
-
-use crate::args::BenchArgs;
-use crate::info::print;
 pub use report::{Machine, Measurement, Report};
 use subject::Bound;
-pub use subject::{Op, Subject};
+pub use subject::{Op, Subject, subjects};
 use timer::{Timer, median};
 
 /// Copy kernels to choose the floor from: lanes, workgroups.
@@ -29,8 +33,12 @@ const COPIES: [(u32, u32); 6] = [
     (256, 512),
     (256, 2048),
 ];
-/// Memory that buffer sets may take together.
-const MOST_BYTES: u64 = 4 << 30;
+/// Memory that buffer sets may take together: a browser's tab has less to give.
+const MOST_BYTES: u64 = if cfg!(target_family = "wasm") {
+    1 << 30
+} else {
+    4 << 30
+};
 /// A last-level cache larger than those of most GPUs; on a software adapter cold and hot are the same.
 const CACHE_BYTES: u64 = 64 << 20;
 
@@ -38,6 +46,7 @@ const CACHE_BYTES: u64 = 64 << 20;
 ///
 /// # Errors
 /// One line: no adapter, a shape that cannot be, a result that is wrong, a file that cannot be written.
+#[cfg(not(target_family = "wasm"))]
 pub fn run(args: &BenchArgs) -> Result<()> {
     let report = if args.compare.is_empty() {
         measure(args)?
@@ -61,13 +70,16 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     Ok(())
 }
 
+#[cfg(not(target_family = "wasm"))]
 fn measure(args: &BenchArgs) -> Result<Report> {
     let gpu = Gpu::find(args.device.backends(), args.device.adapter.as_deref())?;
-    let info = gpu.adapter.get_info();
-    let software = info.device_type == wgpu::DeviceType::Cpu;
+    let software = gpu.adapter.get_info().device_type == wgpu::DeviceType::Cpu;
     let subjects = subject::chosen(args, software)?;
-    let timer = Timer::new(&gpu);
-    let copies = CopyKernels::new(&gpu);
+    let options = Options {
+        choices: args.device.choices(),
+        repetitions: args.repetitions,
+        rounds: args.rounds,
+    };
     let bar = ProgressBar::with_draw_target(
         Some(subjects.len() as u64),
         if std::io::stderr().is_terminal() {
@@ -77,88 +89,154 @@ fn measure(args: &BenchArgs) -> Result<Report> {
         },
     );
     bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}")?);
-    let empty_ms = copies.empty_dispatch(&timer)?;
-    let mut results = Vec::new();
-    for subject in &subjects {
-        bar.set_message(subject.to_string());
-        let caches: &[bool] = if software { &[true] } else { &[true, false] };
-        for &cold in caches {
-            let measured = one(&gpu, &timer, &copies, subject, cold, args, empty_ms);
-            results.push(measured.with_context(|| subject.to_string())?);
+    crate::device::wait(&gpu, async {
+        let bench = Bench::new(&gpu, options).await?;
+        let mut results = Vec::new();
+        for subject in &subjects {
+            bar.set_message(subject.to_string());
+            let measured = bench.measure(subject).await;
+            results.extend(measured.with_context(|| subject.to_string())?);
+            bar.inc(1);
         }
-        bar.inc(1);
-    }
-    bar.finish_and_clear();
-    Ok(Report::new(&gpu, timer.kind(), empty_ms, results))
+        bar.finish_and_clear();
+        Ok(bench.report(crate::info::adapter(&gpu.adapter), results))
+    })
 }
 
-/// Measures one operation on one shape.
-fn one(
-    gpu: &Gpu,
-    timer: &Timer<'_>,
-    copies: &CopyKernels<'_>,
-    subject: &Subject,
-    cold: bool,
-    args: &BenchArgs,
-    empty_ms: f64,
-) -> Result<Measurement> {
-    let plan = Plan::with(&subject.problem, gpu.kernels.caps(), &args.device.choices())?;
-    let bytes = subject.problem.bytes();
-    let software = gpu.kernels.caps().device_type == wgpu::DeviceType::Cpu;
-    let set = bytes * subject.op.tensors();
-    let sets = if cold && !software {
-        (4 * CACHE_BYTES)
-            .div_ceil(set)
-            .min(MOST_BYTES / set)
-            .clamp(1, 64)
-    } else {
-        1
-    };
-    let bound = (0..sets)
-        .map(|i| Bound::new(gpu, &plan, subject, i))
-        .collect::<Result<Vec<_>>>()?;
-    bound[0].check(gpu, subject)?;
+/// How to measure.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// What the planner is told.
+    pub choices: Choices,
+    /// Repetitions in one submit, instead of as many as take about 50 ms.
+    pub repetitions: Option<usize>,
+    /// Rounds in which the operation and the copies take turns; the median counts.
+    pub rounds: usize,
+}
 
-    let pairs: Vec<_> = bound.iter().map(|b| (&b.input, &b.output)).collect();
-    let copy = copies.bind(&pairs);
-    let work = |pass: &mut wgpu::ComputePass<'_>, i: usize| {
-        bound[i % bound.len()].operation.encode_in(pass);
-    };
-    // As many repetitions as make a submit of about 50 ms, 16 at least.
-    let first = timer.slope(&work, 2)?.max(1e-3);
-    let times = args
-        .repetitions
-        .unwrap_or(((50.0 / first) as usize).clamp(16, 512))
-        .max(2);
-    let best = copy.fastest(timer, times)?;
-    let (mut op_ms, mut copy_ms, mut buffer_ms) = (Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..args.rounds.max(1) {
-        op_ms.push(timer.slope(&work, times)?);
-        copy_ms.push(timer.slope(&copy.work(best), times)?);
-        buffer_ms.push(timer.buffer_copy(&pairs, times)?);
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            choices: Choices::default(),
+            repetitions: None,
+            rounds: 5,
+        }
     }
-    let (median_ms, copy_ms) = (median(&mut op_ms), median(&mut copy_ms));
-    let moved = bytes * subject.op.passes();
-    let (lanes, groups) = COPIES[best];
-    Ok(Measurement {
-        op: subject.op.name().into(),
-        shape: subject.shape.clone(),
-        channel_axis: subject.channel_axis,
-        dtype: subject.problem.dtype.to_string(),
-        strategy: plan.strategy().to_string(),
-        cache: if cold { "cold" } else { "hot" }.into(),
-        median_ms,
-        copy_ms,
-        copy_kernel: format!("vec4, {lanes} lanes, {groups} workgroups"),
-        buffer_copy_ms: median(&mut buffer_ms),
-        // Where dispatches by themselves are most of it, a ratio says nothing.
-        copy_ratio: (copy_ms > 10.0 * empty_ms).then(|| median_ms / copy_ms),
-        gb_per_s: moved as f64 / median_ms / 1e6,
-        bytes: moved,
-        dispatches: bound[0].operation.dispatches(),
-        repetitions: times,
-        spread: spread(&op_ms),
-    })
+}
+
+/// A device that is measured.
+pub struct Bench<'a> {
+    gpu: &'a Gpu,
+    options: Options,
+    timer: Timer<'a>,
+    copies: CopyKernels<'a>,
+    empty_ms: f64,
+}
+
+impl<'a> Bench<'a> {
+    /// Compiles the copies, and times a dispatch that does nothing.
+    ///
+    /// # Errors
+    /// A device that is lost.
+    pub async fn new(gpu: &'a Gpu, options: Options) -> Result<Self> {
+        let timer = Timer::new(gpu);
+        let copies = CopyKernels::new(gpu);
+        let empty_ms = copies.empty_dispatch(&timer).await?;
+        Ok(Bench {
+            gpu,
+            options,
+            timer,
+            copies,
+            empty_ms,
+        })
+    }
+
+    /// Checks and measures one operation on one shape, cold and hot; on a software adapter these are the same.
+    ///
+    /// # Errors
+    /// A shape that does not fit the device, a result that is wrong.
+    pub async fn measure(&self, subject: &Subject) -> Result<Vec<Measurement>> {
+        let software = self.gpu.kernels.caps().device_type == wgpu::DeviceType::Cpu;
+        let caches: &[bool] = if software { &[true] } else { &[true, false] };
+        let mut measured = Vec::new();
+        for &cold in caches {
+            measured.push(self.one(subject, cold).await?);
+        }
+        Ok(measured)
+    }
+
+    /// The report of what was measured, on an adapter as [`info::adapter`](crate::info::adapter) describes it.
+    pub fn report(&self, adapter: Value, results: Vec<Measurement>) -> Report {
+        Report::new(adapter, self.timer.kind(), self.empty_ms, results)
+    }
+
+    async fn one(&self, subject: &Subject, cold: bool) -> Result<Measurement> {
+        let Bench {
+            gpu,
+            timer,
+            copies,
+            empty_ms,
+            options,
+        } = self;
+        let plan = Plan::with(&subject.problem, gpu.kernels.caps(), &options.choices)?;
+        let bytes = subject.problem.bytes();
+        let software = gpu.kernels.caps().device_type == wgpu::DeviceType::Cpu;
+        let set = bytes * subject.op.tensors();
+        let sets = if cold && !software {
+            (4 * CACHE_BYTES)
+                .div_ceil(set)
+                .min(MOST_BYTES / set)
+                .clamp(1, 64)
+        } else {
+            1
+        };
+        let mut bound = Vec::new();
+        for i in 0..sets {
+            bound.push(Bound::new(gpu, &plan, subject, i).await?);
+        }
+        bound[0].check(gpu, subject).await?;
+
+        let pairs: Vec<_> = bound.iter().map(|b| (&b.input, &b.output)).collect();
+        let copy = copies.bind(&pairs);
+        let work = |pass: &mut wgpu::ComputePass<'_>, i: usize| {
+            bound[i % bound.len()].operation.encode_in(pass);
+        };
+        // As many repetitions as make a submit of about 50 ms, 16 at least.
+        let first = timer.slope(&work, 2).await?.max(1e-3);
+        let times = options
+            .repetitions
+            .unwrap_or(((50.0 / first) as usize).clamp(16, 512))
+            .max(2);
+        let best = copy.fastest(timer, times).await?;
+        let (mut op_ms, mut copy_ms, mut buffer_ms) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..options.rounds.max(1) {
+            op_ms.push(timer.slope(&work, times).await?);
+            copy_ms.push(timer.slope(&copy.work(best), times).await?);
+            buffer_ms.push(timer.buffer_copy(&pairs, times).await?);
+        }
+        let (median_ms, copy_ms) = (median(&mut op_ms), median(&mut copy_ms));
+        let moved = bytes * subject.op.passes();
+        let (lanes, groups) = COPIES[best];
+        Ok(Measurement {
+            op: subject.op.name().into(),
+            shape: subject.shape.clone(),
+            channel_axis: subject.channel_axis,
+            dtype: subject.problem.dtype.to_string(),
+            strategy: plan.strategy().to_string(),
+            cache: if cold { "cold" } else { "hot" }.into(),
+            median_ms,
+            copy_ms,
+            copy_kernel: format!("vec4, {lanes} lanes, {groups} workgroups"),
+            buffer_copy_ms: median(&mut buffer_ms),
+            // Where dispatches by themselves are most of it, a ratio says nothing.
+            copy_ratio: (copy_ms > 10.0 * empty_ms).then(|| median_ms / copy_ms),
+            gb_per_s: moved as f64 / median_ms / 1e6,
+            bytes: moved,
+            dispatches: bound[0].operation.dispatches(),
+            repetitions: times,
+            spread: spread(&op_ms),
+        })
+    }
 }
 
 /// (largest - smallest) / median over the rounds.
@@ -258,7 +336,7 @@ impl<'a> CopyKernels<'a> {
     }
 
     /// Milliseconds of a dispatch that does nothing, one after the other.
-    fn empty_dispatch(&self, timer: &Timer<'_>) -> Result<f64> {
+    async fn empty_dispatch(&self, timer: &Timer<'_>) -> Result<f64> {
         let buffer = |label| {
             self.gpu.device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some(label),
@@ -274,9 +352,10 @@ impl<'a> CopyKernels<'a> {
             pass.set_bind_group(0, &bound.groups[0], &[]);
             pass.dispatch_workgroups(1, 1, 1);
         };
-        let mut times = (0..5)
-            .map(|_| timer.slope(&work, 64))
-            .collect::<Result<Vec<_>>>()?;
+        let mut times = Vec::new();
+        for _ in 0..5 {
+            times.push(timer.slope(&work, 64).await?);
+        }
         Ok(median(&mut times))
     }
 }
@@ -291,12 +370,13 @@ impl BoundCopies<'_> {
     }
 
     /// The number of the kernel that copies these buffers fastest.
-    fn fastest(&self, timer: &Timer<'_>, times: usize) -> Result<usize> {
+    async fn fastest(&self, timer: &Timer<'_>, times: usize) -> Result<usize> {
         let mut best = (f64::INFINITY, 0);
         for kernel in 0..COPIES.len() {
-            let mut taken = (0..3)
-                .map(|_| timer.slope(&self.work(kernel), times.min(32)))
-                .collect::<Result<Vec<_>>>()?;
+            let mut taken = Vec::new();
+            for _ in 0..3 {
+                taken.push(timer.slope(&self.work(kernel), times.min(32)).await?);
+            }
             let taken = median(&mut taken);
             if taken < best.0 {
                 best = (taken, kernel);

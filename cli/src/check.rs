@@ -8,26 +8,31 @@
 mod cases;
 mod compare;
 
-use std::io::IsTerminal;
-
-use anyhow::{Result, ensure};
-use comfy_table::{CellAlignment, Table, presets};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 use wgpu_batchnorm::{Dtype, Gpu};
+#[cfg(not(target_family = "wasm"))]
+use {
+    crate::args::CheckArgs,
+    crate::info::print,
+    anyhow::{Result, ensure},
+    comfy_table::{CellAlignment, Table, presets},
+    indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle},
+    std::io::IsTerminal,
+};
 
 pub use cases::{ACTIVATIONS, Filter, Layout, cases};
-pub use compare::{Case, Comparison, Data, Gradient, Operation, Random, compare, input, stored};
-
-use crate::args::CheckArgs;
-use crate::info::print;
+#[cfg(not(target_family = "wasm"))]
+pub use compare::compare;
+pub use compare::{
+    Case, Comparison, Data, Gradient, Operation, Random, compare_async, input, stored,
+};
 
 /// What came of one case.
 pub struct Outcome {
     /// The case.
     pub case: Case,
     /// Every tensor compared, or the error that came instead.
-    pub result: Result<Vec<Comparison>, String>,
+    pub result: std::result::Result<Vec<Comparison>, String>,
 }
 
 impl Outcome {
@@ -38,7 +43,8 @@ impl Outcome {
             .is_ok_and(|all| all.iter().all(|c| c.of_bound <= 1.0))
     }
 
-    fn worst(&self) -> Option<&Comparison> {
+    /// The tensor nearest to its bound, or beyond it.
+    pub fn worst(&self) -> Option<&Comparison> {
         self.result
             .as_ref()
             .ok()?
@@ -47,7 +53,17 @@ impl Outcome {
     }
 }
 
-/// Runs cases, telling `progress` after each.
+/// Runs one case. The seed makes its values: that of `check` is the number of the case.
+pub async fn run_case(gpu: &Gpu, case: Case, seed: u64) -> Outcome {
+    let result = compare_async(gpu, &case, seed).await;
+    Outcome {
+        case,
+        result: result.map_err(|error| error.to_string()),
+    }
+}
+
+/// Runs cases, telling `progress` after each. Blocks.
+#[cfg(not(target_family = "wasm"))]
 pub fn run_cases(gpu: &Gpu, cases: Vec<Case>, mut progress: impl FnMut(&Outcome)) -> Vec<Outcome> {
     let mut outcomes = Vec::with_capacity(cases.len());
     for (seed, case) in cases.into_iter().enumerate() {
@@ -63,6 +79,7 @@ pub fn run_cases(gpu: &Gpu, cases: Vec<Case>, mut progress: impl FnMut(&Outcome)
 ///
 /// # Errors
 /// One line where there is no adapter, or where a case is beyond its bound.
+#[cfg(not(target_family = "wasm"))]
 pub fn run(args: &CheckArgs) -> Result<()> {
     let gpu = Gpu::find(args.device.backends(), args.device.adapter.as_deref())?;
     let info = gpu.adapter.get_info();
@@ -94,14 +111,7 @@ pub fn run(args: &CheckArgs) -> Result<()> {
     bar.finish_and_clear();
     let failed = outcomes.iter().filter(|o| !o.passed()).count();
     if args.json {
-        let list: Vec<Value> = outcomes.iter().map(as_json).collect();
-        let report = json!({
-            "adapter": crate::info::adapter(&gpu.adapter),
-            "exact_remainders": exact,
-            "passed": outcomes.len() - failed,
-            "failed": failed,
-            "cases": list,
-        });
+        let report = report(crate::info::adapter(&gpu.adapter), exact, &outcomes);
         print(serde_json::to_string_pretty(&report)?)?;
     } else {
         print(format!(
@@ -142,6 +152,18 @@ pub fn run(args: &CheckArgs) -> Result<()> {
     Ok(())
 }
 
+/// What `check --json` prints.
+pub fn report(adapter: Value, exact_remainders: bool, outcomes: &[Outcome]) -> Value {
+    let passed = outcomes.iter().filter(|o| o.passed()).count();
+    json!({
+        "adapter": adapter,
+        "exact_remainders": exact_remainders,
+        "passed": passed,
+        "failed": outcomes.len() - passed,
+        "cases": outcomes.iter().map(as_json).collect::<Vec<_>>(),
+    })
+}
+
 fn as_json(outcome: &Outcome) -> Value {
     let Case {
         operation,
@@ -175,6 +197,56 @@ fn as_json(outcome: &Outcome) -> Value {
     })
 }
 
+/// The cases of one operation, type and kind of data: how many, and the one nearest to its bound.
+pub struct Line<'a> {
+    /// What was computed.
+    pub operation: Operation,
+    /// As what the tensors are stored.
+    pub dtype: Dtype,
+    /// Or adversarial.
+    pub ordinary: bool,
+    /// How many cases.
+    pub cases: usize,
+    /// How many of them are beyond a bound, or came to an error.
+    pub failed: usize,
+    /// The case nearest to its bound, or beyond it.
+    pub worst: &'a Outcome,
+}
+
+/// The lines of the table that `check` prints.
+pub fn lines(outcomes: &[Outcome]) -> Vec<Line<'_>> {
+    let mut lines = Vec::new();
+    for operation in Operation::ALL {
+        for (dtype, ordinary) in Dtype::ALL.into_iter().flat_map(|d| [(d, true), (d, false)]) {
+            let chosen: Vec<_> = outcomes
+                .iter()
+                .filter(|o| {
+                    let case = &o.case;
+                    (case.operation, case.problem.dtype) == (operation, dtype)
+                        && case.data.is_ordinary() == ordinary
+                })
+                .collect();
+            let of_bound = |o: &&&Outcome| o.worst().map_or(f64::INFINITY, |c| c.of_bound);
+            let Some(&worst) = chosen
+                .iter()
+                .max_by(|a, b| of_bound(a).total_cmp(&of_bound(b)))
+            else {
+                continue;
+            };
+            lines.push(Line {
+                operation,
+                dtype,
+                ordinary,
+                cases: chosen.len(),
+                failed: chosen.iter().filter(|o| !o.passed()).count(),
+                worst,
+            });
+        }
+    }
+    lines
+}
+
+#[cfg(not(target_family = "wasm"))]
 fn percent(of_bound: f64) -> String {
     match of_bound {
         0.0..10.0 => format!("{:.0}%", 100.0 * of_bound),
@@ -182,7 +254,7 @@ fn percent(of_bound: f64) -> String {
     }
 }
 
-/// One line per operation, type and kind of data: how many cases, and the one nearest to its bound.
+#[cfg(not(target_family = "wasm"))]
 fn table(outcomes: &[Outcome]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::UTF8_HORIZONTAL_ONLY);
@@ -197,36 +269,24 @@ fn table(outcomes: &[Outcome]) -> Table {
         "in",
         "at shape",
     ]);
-    for operation in Operation::ALL {
-        for (dtype, ordinary) in Dtype::ALL.into_iter().flat_map(|d| [(d, true), (d, false)]) {
-            let chosen: Vec<_> = outcomes
-                .iter()
-                .filter(|o| {
-                    let case = &o.case;
-                    (case.operation, case.problem.dtype) == (operation, dtype)
-                        && case.data.is_ordinary() == ordinary
-                })
-                .collect();
-            let of_bound = |o: &&&Outcome| o.worst().map_or(f64::INFINITY, |c| c.of_bound);
-            let Some(worst) = chosen
-                .iter()
-                .max_by(|a, b| of_bound(a).total_cmp(&of_bound(b)))
-            else {
-                continue;
-            };
-            let comparison = worst.worst();
-            table.add_row(vec![
-                operation.name().to_owned(),
-                dtype.to_string(),
-                if ordinary { "ordinary" } else { "adversarial" }.to_owned(),
-                chosen.len().to_string(),
-                chosen.iter().filter(|o| !o.passed()).count().to_string(),
-                comparison.map_or("-".into(), |c| format!("{:.1e}", c.error)),
-                comparison.map_or("-".into(), |c| percent(c.of_bound)),
-                comparison.map_or("-", |c| c.tensor).to_owned(),
-                format!("{:?}", worst.case.problem.shape()),
-            ]);
-        }
+    for line in lines(outcomes) {
+        let comparison = line.worst.worst();
+        table.add_row(vec![
+            line.operation.name().to_owned(),
+            line.dtype.to_string(),
+            if line.ordinary {
+                "ordinary"
+            } else {
+                "adversarial"
+            }
+            .to_owned(),
+            line.cases.to_string(),
+            line.failed.to_string(),
+            comparison.map_or("-".into(), |c| format!("{:.1e}", c.error)),
+            comparison.map_or("-".into(), |c| percent(c.of_bound)),
+            comparison.map_or("-", |c| c.tensor).to_owned(),
+            format!("{:?}", line.worst.case.problem.shape()),
+        ]);
     }
     for column in [3, 4, 5, 6] {
         if let Some(column) = table.column_mut(column) {

@@ -1,12 +1,15 @@
 //! `info`: the adapters of this machine, and what each can run.
 
-use std::fmt::Display;
-use std::io::Write;
-
-use anyhow::{Context, Result, bail};
-use comfy_table::{ContentArrangement, Table, presets};
 use serde_json::{Value, json};
-use wgpu_batchnorm::{Caps, Gpu};
+use wgpu_batchnorm::Caps;
+#[cfg(not(target_family = "wasm"))]
+use {
+    anyhow::{Context, Result, bail},
+    comfy_table::{ContentArrangement, Table, presets},
+    std::fmt::Display,
+    std::io::Write,
+    wgpu_batchnorm::Gpu,
+};
 
 /// An adapter as JSON: who it is.
 pub fn adapter(adapter: &wgpu::Adapter) -> Value {
@@ -21,6 +24,7 @@ pub fn adapter(adapter: &wgpu::Adapter) -> Value {
 }
 
 /// Writes to stdout and ends the line. Where `println!` would panic, as on a full disk or a closed pipe, an error.
+#[cfg(not(target_family = "wasm"))]
 pub(crate) fn print(text: impl Display) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
     writeln!(stdout, "{text}")
@@ -32,6 +36,7 @@ pub(crate) fn print(text: impl Display) -> Result<()> {
 ///
 /// # Errors
 /// One line that says what to install, where there is none.
+#[cfg(not(target_family = "wasm"))]
 pub fn run(as_json: bool) -> Result<()> {
     let adapters = Gpu::adapters(wgpu::Backends::all());
     if as_json {
@@ -84,7 +89,8 @@ pub fn run(as_json: bool) -> Result<()> {
     Ok(())
 }
 
-fn describe(found: &wgpu::Adapter) -> Value {
+/// An adapter as JSON: who it is, its limits, and what it can run.
+pub fn describe(found: &wgpu::Adapter) -> Value {
     let limits = found.limits();
     let caps = Caps::from_limits(&limits, found.get_info().device_type);
     let mut value = adapter(found);
@@ -112,6 +118,7 @@ fn runs(caps: &Caps) -> String {
     }
 }
 
+#[cfg(not(target_family = "wasm"))]
 fn bytes(n: u64) -> String {
     match n {
         0..1024 => format!("{n} B"),

@@ -1,14 +1,17 @@
 //! What was measured, as JSON, as a terminal table and as a page.
 
 use std::fmt::Write as _;
-use std::io::Write;
-use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
-use comfy_table::{CellAlignment, Table, presets};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use wgpu_batchnorm::Gpu;
+#[cfg(not(target_family = "wasm"))]
+use {
+    anyhow::{Context, bail},
+    comfy_table::{CellAlignment, Table, presets},
+    std::io::Write,
+    std::path::{Path, PathBuf},
+};
 
 use super::subject::shape_text;
 
@@ -108,14 +111,14 @@ pub struct Report {
 
 impl Report {
     pub(crate) fn new(
-        gpu: &Gpu,
+        adapter: Value,
         timer: &str,
         empty_dispatch_ms: f64,
         results: Vec<Measurement>,
     ) -> Self {
         Report {
             machines: vec![Machine {
-                adapter: crate::info::adapter(&gpu.adapter),
+                adapter,
                 timer: timer.into(),
                 empty_dispatch_ms,
                 results,
@@ -127,6 +130,7 @@ impl Report {
     ///
     /// # Errors
     /// One line that names the file at fault.
+    #[cfg(not(target_family = "wasm"))]
     pub fn merged(paths: &[PathBuf]) -> Result<Self> {
         let mut machines = Vec::new();
         for path in paths {
@@ -152,7 +156,11 @@ impl Report {
         Ok(Report { machines })
     }
 
-    fn json(&self) -> Result<String> {
+    /// What `bench --json` writes.
+    ///
+    /// # Errors
+    /// None that is known: numbers and texts are all there is.
+    pub fn json(&self) -> Result<String> {
         let value = match self.machines.as_slice() {
             [one] => serde_json::to_value(one)?,
             all => json!({ "machines": all }),
@@ -160,15 +168,18 @@ impl Report {
         Ok(serde_json::to_string_pretty(&value)?)
     }
 
+    #[cfg(not(target_family = "wasm"))]
     pub(crate) fn write_json(&self, path: &Path) -> Result<()> {
         write(path, &(self.json()? + "\n"))
     }
 
+    #[cfg(not(target_family = "wasm"))]
     pub(crate) fn write_html(&self, path: &Path) -> Result<()> {
         write(path, &self.html()?)
     }
 
     /// A table a machine.
+    #[cfg(not(target_family = "wasm"))]
     pub(crate) fn text(&self) -> String {
         let mut text = String::new();
         for machine in &self.machines {
@@ -230,7 +241,11 @@ impl Report {
         text.trim_end().to_owned()
     }
 
-    fn html(&self) -> Result<String> {
+    /// What `bench --html` writes: one page, which needs nothing else.
+    ///
+    /// # Errors
+    /// As [`Report::json`].
+    pub fn html(&self) -> Result<String> {
         let mut body = String::new();
         for machine in &self.machines {
             let _ = write!(body, "<h2>{}</h2>", escape(&machine.title()));
@@ -260,6 +275,7 @@ impl Report {
     }
 }
 
+#[cfg(not(target_family = "wasm"))]
 fn write(path: &Path, text: &str) -> Result<()> {
     if path.as_os_str() == "-" {
         return crate::info::print(text.trim_end());

@@ -9,6 +9,7 @@ use wgpu_batchnorm::{
     Backward, Dtype, ForwardTraining, Gpu, Inference, Operation, Plan, Prepared, Problem,
 };
 
+#[cfg(not(target_family = "wasm"))]
 use crate::args::{BenchArgs, OpName};
 use crate::check::{Random, stored};
 
@@ -135,8 +136,29 @@ fn parse(text: &str) -> Result<(Vec<usize>, usize, Option<Dtype>)> {
 }
 
 /// What the options choose.
+#[cfg(not(target_family = "wasm"))]
 pub(crate) fn chosen(args: &BenchArgs, software: bool) -> Result<Vec<Subject>> {
-    let shapes: Vec<String> = if args.shapes.is_empty() {
+    let of = |name: &OpName| match name {
+        OpName::ForwardTraining => Op::ForwardTraining,
+        OpName::Inference => Op::Inference,
+        OpName::Backward => Op::Backward,
+    };
+    let ops: Vec<Op> = args.op.iter().map(of).collect();
+    subjects(&args.shapes, &args.dtypes(), &ops, software)
+}
+
+/// Operations on shapes, written as `--shapes` has them. Where there are no shapes, the headline set, of what a software
+/// adapter can do in reasonable time; where there are no types, those that the shapes name; where no operations, all.
+///
+/// # Errors
+/// One line that names the shape at fault.
+pub fn subjects(
+    shapes: &[String],
+    dtypes: &[Dtype],
+    ops: &[Op],
+    software: bool,
+) -> Result<Vec<Subject>> {
+    let shapes: Vec<String> = if shapes.is_empty() {
         let beyond = BEYOND_CACHE.iter().filter(|_| !software);
         HEADLINE
             .iter()
@@ -144,29 +166,17 @@ pub(crate) fn chosen(args: &BenchArgs, software: bool) -> Result<Vec<Subject>> {
             .map(|s| (*s).to_owned())
             .collect()
     } else {
-        args.shapes.clone()
+        shapes.into()
     };
-    let ops: Vec<Op> = if args.op.is_empty() {
-        Op::ALL.into()
-    } else {
-        let of = |name: &OpName| match name {
-            OpName::ForwardTraining => Op::ForwardTraining,
-            OpName::Inference => Op::Inference,
-            OpName::Backward => Op::Backward,
-        };
-        args.op.iter().map(of).collect()
-    };
+    let ops = if ops.is_empty() { &Op::ALL[..] } else { ops };
     let mut subjects = Vec::new();
     for text in &shapes {
         let (shape, channel_axis, own) = parse(text)?;
-        let dtypes = match (args.dtypes(), own) {
-            (given, _) if !given.is_empty() => given,
-            (_, own) => vec![own.unwrap_or_default()],
-        };
-        for dtype in dtypes {
+        let own = [own.unwrap_or_default()];
+        for &dtype in if dtypes.is_empty() { &own } else { dtypes } {
             let problem = Problem::with_axis(&shape, channel_axis as isize)?.dtype(dtype);
             problem.validate()?;
-            for &op in &ops {
+            for &op in ops {
                 subjects.push(Subject {
                     op,
                     shape: shape.clone(),
@@ -190,9 +200,9 @@ pub(crate) struct Bound {
 }
 
 impl Bound {
-    pub(crate) fn new(gpu: &Gpu, plan: &Plan, subject: &Subject, set: u64) -> Result<Self> {
+    pub(crate) async fn new(gpu: &Gpu, plan: &Plan, subject: &Subject, set: u64) -> Result<Self> {
         let problem = &subject.problem;
-        let step = gpu.kernels.prepare(plan)?;
+        let step = gpu.kernels.prepare_async(plan).await?;
         let channels = problem.channels;
         let buffer = |label, bytes: u64| {
             gpu.device.create_buffer(&wgpu::BufferDescriptor {
@@ -262,11 +272,11 @@ impl Bound {
     }
 
     /// Runs it once, and compares the first and the last channel with the reference.
-    pub(crate) fn check(&self, gpu: &Gpu, subject: &Subject) -> Result<()> {
+    pub(crate) async fn check(&self, gpu: &Gpu, subject: &Subject) -> Result<()> {
         let problem = &subject.problem;
         let words = gpu
             .submit_and_read(Some(&self.operation), &[&self.output])?
-            .wait()?
+            .await?
             .remove(0);
         let got = decoded(&words, problem.dtype);
         let (channels, inner, outer) = (problem.channels, problem.inner, problem.outer);

@@ -1,9 +1,10 @@
 //! GPU time of what is encoded: by timestamps where they are good, by the clock otherwise.
 
-use std::time::Instant;
-
-use anyhow::{Context, Result};
+use anyhow::Result;
+use web_time::Instant;
 use wgpu_batchnorm::Gpu;
+
+use crate::device::idle;
 
 /// Takes times on one device.
 pub(crate) struct Timer<'a> {
@@ -17,6 +18,12 @@ struct Stamps {
     resolved: wgpu::Buffer,
     /// Milliseconds of one tick.
     tick: f64,
+}
+
+/// Milliseconds of one submit: on the clock, and by timestamps where they are good.
+struct Taken {
+    wall: f64,
+    gpu: Option<f64>,
 }
 
 /// What is timed: encodes its repetition number `i` into a pass.
@@ -54,7 +61,7 @@ impl<'a> Timer<'a> {
     }
 
     /// Milliseconds of `times` repetitions in one pass of one submit.
-    fn once(&self, work: &Work<'_>, times: usize) -> Result<f64> {
+    async fn once(&self, work: &Work<'_>, times: usize) -> Result<Taken> {
         let mut encoder = self
             .gpu
             .device
@@ -80,42 +87,41 @@ impl<'a> Timer<'a> {
         let commands = encoder.finish();
         let start = Instant::now();
         self.gpu.queue.submit([commands]);
-        self.gpu
-            .device
-            .poll(wgpu::PollType::wait_indefinitely())
-            .context("waiting for the device")?;
+        idle(self.gpu).await?;
         let wall = start.elapsed().as_secs_f64() * 1e3;
         let Some(stamps) = &self.stamps else {
-            return Ok(wall);
+            return Ok(Taken { wall, gpu: None });
         };
-        let words = self
-            .gpu
-            .submit_and_read(None, &[&stamps.resolved])?
-            .wait()?;
+        let words = self.gpu.submit_and_read(None, &[&stamps.resolved])?.await?;
         let stamp = |i: usize| u64::from(words[0][2 * i]) | u64::from(words[0][2 * i + 1]) << 32;
         let (begin, end) = (stamp(0), stamp(1));
-        // Some drivers write zeros, or the same value twice.
-        Ok(if begin > 0 && end > begin {
-            (end - begin) as f64 * stamps.tick
-        } else {
-            wall
+        // Some drivers write zeros, or the same value twice; browsers round to 100 µs.
+        let good = begin > 0 && end > begin;
+        Ok(Taken {
+            wall,
+            gpu: good.then(|| (end - begin) as f64 * stamps.tick),
         })
     }
 
     /// Milliseconds of one repetition, by the slope between one and `times` of them.
-    pub(crate) fn slope(&self, work: &Work<'_>, times: usize) -> Result<f64> {
-        let one = self.once(work, 1)?;
-        let all = self.once(work, times)?;
-        Ok(((all - one) / (times - 1) as f64).max(0.0))
+    pub(crate) async fn slope(&self, work: &Work<'_>, times: usize) -> Result<f64> {
+        let one = self.once(work, 1).await?;
+        let all = self.once(work, times).await?;
+        // Two times of one kind: the clock has the submit and the wait in it.
+        let more = match (one.gpu, all.gpu) {
+            (Some(one), Some(all)) => all - one,
+            _ => all.wall - one.wall,
+        };
+        Ok((more / (times - 1) as f64).max(0.0))
     }
 
     /// Milliseconds of `copy_buffer_to_buffer`, by the slope as well, on the clock: a copy is in no pass.
-    pub(crate) fn buffer_copy(
+    pub(crate) async fn buffer_copy(
         &self,
         pairs: &[(&wgpu::Buffer, &wgpu::Buffer)],
         times: usize,
     ) -> Result<f64> {
-        let once = |times: usize| -> Result<f64> {
+        let once = async |times: usize| -> Result<f64> {
             let mut encoder = self
                 .gpu
                 .device
@@ -126,13 +132,10 @@ impl<'a> Timer<'a> {
             }
             let start = Instant::now();
             self.gpu.queue.submit([encoder.finish()]);
-            self.gpu
-                .device
-                .poll(wgpu::PollType::wait_indefinitely())
-                .context("waiting for the device")?;
+            idle(self.gpu).await?;
             Ok(start.elapsed().as_secs_f64() * 1e3)
         };
-        let (one, all) = (once(1)?, once(times)?);
+        let (one, all) = (once(1).await?, once(times).await?);
         Ok(((all - one) / (times - 1) as f64).max(0.0))
     }
 }

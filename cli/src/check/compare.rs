@@ -338,11 +338,20 @@ impl Bounds {
     }
 }
 
+/// As [`compare_async`], and blocks.
+///
+/// # Errors
+/// As there.
+#[cfg(not(target_family = "wasm"))]
+pub fn compare(gpu: &Gpu, case: &Case, seed: u64) -> Result<Vec<Comparison>> {
+    crate::device::wait(gpu, compare_async(gpu, case, seed))
+}
+
 /// Runs a case and compares every tensor that it gives.
 ///
 /// # Errors
 /// Those of the library.
-pub fn compare(gpu: &Gpu, case: &Case, seed: u64) -> Result<Vec<Comparison>> {
+pub async fn compare_async(gpu: &Gpu, case: &Case, seed: u64) -> Result<Vec<Comparison>> {
     let Case {
         problem, operation, ..
     } = case;
@@ -373,18 +382,20 @@ pub fn compare(gpu: &Gpu, case: &Case, seed: u64) -> Result<Vec<Comparison>> {
     Ok(match operation {
         Operation::Forward => {
             let batch = batch()?;
-            let got = gpu.forward_training(
-                &plan,
-                &fixture.arrays(case.in_place),
-                Some(&fixture.running),
-            )?;
+            let arrays = fixture.arrays(case.in_place);
+            let got = gpu
+                .forward_training_async(&plan, &arrays, Some(&fixture.running))
+                .await?;
             let want = reference::forward(problem, &inputs, &batch)?;
             let mut out = vec![bounds.tensor("output", &got.output, &want, bounds.forward)];
             out.extend(statistics_of(problem, &got, &batch, &fixture.running)?);
             out
         }
         Operation::Inference => {
-            let got = gpu.inference(&plan, &fixture.arrays(case.in_place), &fixture.running)?;
+            let arrays = fixture.arrays(case.in_place);
+            let got = gpu
+                .inference_async(&plan, &arrays, &fixture.running)
+                .await?;
             let want = reference::forward(problem, &inputs, &given)?;
             vec![bounds.tensor("output", &got, &want, bounds.forward)]
         }
@@ -395,12 +406,14 @@ pub fn compare(gpu: &Gpu, case: &Case, seed: u64) -> Result<Vec<Comparison>> {
             let arrays = fixture.arrays(case.in_place);
             let got = if frozen {
                 let through = Through::Running(&fixture.running);
-                gpu.backward(&plan, &arrays, fixture.grad.view(), through)?
+                gpu.backward_async(&plan, &arrays, fixture.grad.view(), through)
+                    .await?
             } else {
-                let saved = gpu
-                    .forward_training(&plan, &fixture.arrays(false), None)?
-                    .saved;
-                gpu.backward(&plan, &arrays, fixture.grad.view(), Through::Saved(&saved))?
+                let apart = fixture.arrays(false);
+                let forward = gpu.forward_training_async(&plan, &apart, None).await?;
+                let through = Through::Saved(&forward.saved);
+                gpu.backward_async(&plan, &arrays, fixture.grad.view(), through)
+                    .await?
             };
             let grad = wide(&fixture.grad);
             let want = reference::backward(problem, &inputs, &statistics, grad.view(), frozen)?;
