@@ -1052,8 +1052,8 @@ impl<'a> Recorder<'a> {
             .map(|(step, _)| self.kernels.pipeline(step.key))
             .collect::<Result<Vec<_>>>()?;
         let scopes = ErrorScopes::push(device);
-        let stride = u64::from(device.limits().min_uniform_buffer_offset_alignment)
-            .max(size_of::<Params>() as u64);
+        let alignment = u64::from(device.limits().min_uniform_buffer_offset_alignment);
+        let stride = (size_of::<Params>() as u64).next_multiple_of(alignment);
         let uniforms = device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("batchnorm parameters"),
             size: stride * self.steps.len() as u64,

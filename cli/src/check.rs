@@ -9,7 +9,7 @@ mod cases;
 mod compare;
 
 use serde_json::{Value, json};
-use wgpu_batchnorm::{Dtype, Gpu};
+use wgpu_batchnorm::{Dtype, Gpu, Strategy};
 #[cfg(not(target_family = "wasm"))]
 use {
     crate::args::CheckArgs,
@@ -33,9 +33,29 @@ pub struct Outcome {
     pub case: Case,
     /// Every tensor compared, or the error that came instead.
     pub result: std::result::Result<Vec<Comparison>, String>,
+    /// The planner refused the strategy that was forced: by design, and neither a pass nor a failure.
+    pub refused: bool,
 }
 
 impl Outcome {
+    fn new(case: Case, result: anyhow::Result<Vec<Comparison>>) -> Self {
+        let forced = !matches!(case.choices.strategy, None | Some(Strategy::Split));
+        let refused = result.as_ref().is_err_and(|error| {
+            let unsupported = error.downcast_ref::<wgpu_batchnorm::Error>();
+            matches!(unsupported, Some(wgpu_batchnorm::Error::Unsupported { .. }))
+        });
+        Outcome {
+            refused: forced && refused,
+            result: result.map_err(|error| error.to_string()),
+            case,
+        }
+    }
+
+    /// Whether it is beyond a bound, or came to an error.
+    pub fn failed(&self) -> bool {
+        !self.passed() && !self.refused
+    }
+
     /// Whether every tensor is within its bound.
     pub fn passed(&self) -> bool {
         self.result
@@ -56,10 +76,7 @@ impl Outcome {
 /// Runs one case. The seed makes its values: that of `check` is the number of the case.
 pub async fn run_case(gpu: &Gpu, case: Case, seed: u64) -> Outcome {
     let result = compare_async(gpu, &case, seed).await;
-    Outcome {
-        case,
-        result: result.map_err(|error| error.to_string()),
-    }
+    Outcome::new(case, result)
 }
 
 /// Runs cases, telling `progress` after each. Blocks.
@@ -67,8 +84,8 @@ pub async fn run_case(gpu: &Gpu, case: Case, seed: u64) -> Outcome {
 pub fn run_cases(gpu: &Gpu, cases: Vec<Case>, mut progress: impl FnMut(&Outcome)) -> Vec<Outcome> {
     let mut outcomes = Vec::with_capacity(cases.len());
     for (seed, case) in cases.into_iter().enumerate() {
-        let result = compare(gpu, &case, seed as u64).map_err(|error| error.to_string());
-        let outcome = Outcome { case, result };
+        let result = compare(gpu, &case, seed as u64);
+        let outcome = Outcome::new(case, result);
         progress(&outcome);
         outcomes.push(outcome);
     }
@@ -109,7 +126,8 @@ pub fn run(args: &CheckArgs) -> Result<()> {
         bar.inc(1);
     });
     bar.finish_and_clear();
-    let failed = outcomes.iter().filter(|o| !o.passed()).count();
+    let failed = outcomes.iter().filter(|o| o.failed()).count();
+    let refused = outcomes.iter().filter(|o| o.refused).count();
     if args.json {
         let report = report(crate::info::adapter(&gpu.adapter), exact, &outcomes);
         print(serde_json::to_string_pretty(&report)?)?;
@@ -122,7 +140,7 @@ pub fn run(args: &CheckArgs) -> Result<()> {
             if exact { "yes" } else { "NO" },
             table(&outcomes)
         ))?;
-        for outcome in outcomes.iter().filter(|o| !o.passed()) {
+        for outcome in outcomes.iter().filter(|o| o.failed()) {
             print(format!("\nFAILED {}", outcome.case))?;
             match &outcome.result {
                 Err(error) => print(format!("    {error}"))?,
@@ -133,9 +151,14 @@ pub fn run(args: &CheckArgs) -> Result<()> {
                 }
             }
         }
+        if refused > 0 {
+            print(format!(
+                "\n{refused} refused by the planner, which is by design"
+            ))?;
+        }
         print(format!(
             "\n{} passed, {failed} failed",
-            outcomes.len() - failed
+            outcomes.len() - failed - refused
         ))?;
     }
     ensure!(
@@ -154,12 +177,13 @@ pub fn run(args: &CheckArgs) -> Result<()> {
 
 /// What `check --json` prints.
 pub fn report(adapter: Value, exact_remainders: bool, outcomes: &[Outcome]) -> Value {
-    let passed = outcomes.iter().filter(|o| o.passed()).count();
+    let count = |what: fn(&Outcome) -> bool| outcomes.iter().filter(|o| what(o)).count();
     json!({
         "adapter": adapter,
         "exact_remainders": exact_remainders,
-        "passed": passed,
-        "failed": outcomes.len() - passed,
+        "passed": count(Outcome::passed),
+        "failed": count(Outcome::failed),
+        "refused": count(|o| o.refused),
         "cases": outcomes.iter().map(as_json).collect::<Vec<_>>(),
     })
 }
@@ -191,24 +215,35 @@ fn as_json(outcome: &Outcome) -> Value {
         "mask": problem.mask,
         "in_place": in_place,
         "walk": choices.walk.map(|w| w.to_string()),
+        "strategy": strategy_name(choices.strategy),
         "passed": outcome.passed(),
+        "refused": outcome.refused,
         "tensors": comparisons.as_ref().ok(),
         "error": comparisons.as_ref().err(),
     })
 }
 
-/// The cases of one operation, type and kind of data: how many, and the one nearest to its bound.
+/// A strategy that is forced, or that the choice is the planner's.
+fn strategy_name(strategy: Option<Strategy>) -> String {
+    strategy.map_or_else(|| "auto".into(), |s| s.to_string())
+}
+
+/// The cases of one operation, type, strategy and kind of data: how many, and the one nearest to its bound.
 pub struct Line<'a> {
     /// What was computed.
     pub operation: Operation,
     /// As what the tensors are stored.
     pub dtype: Dtype,
+    /// How the work was cut: a strategy's name, or `auto`.
+    pub strategy: String,
     /// Or adversarial.
     pub ordinary: bool,
     /// How many cases.
     pub cases: usize,
     /// How many of them are beyond a bound, or came to an error.
     pub failed: usize,
+    /// How many the planner refused, by design.
+    pub refused: usize,
     /// The case nearest to its bound, or beyond it.
     pub worst: &'a Outcome,
 }
@@ -216,32 +251,49 @@ pub struct Line<'a> {
 /// The lines of the table that `check` prints.
 pub fn lines(outcomes: &[Outcome]) -> Vec<Line<'_>> {
     let mut lines = Vec::new();
-    for operation in Operation::ALL {
-        for (dtype, ordinary) in Dtype::ALL.into_iter().flat_map(|d| [(d, true), (d, false)]) {
-            let chosen: Vec<_> = outcomes
-                .iter()
-                .filter(|o| {
-                    let case = &o.case;
-                    (case.operation, case.problem.dtype) == (operation, dtype)
-                        && case.data.is_ordinary() == ordinary
-                })
-                .collect();
-            let of_bound = |o: &&&Outcome| o.worst().map_or(f64::INFINITY, |c| c.of_bound);
-            let Some(&worst) = chosen
-                .iter()
-                .max_by(|a, b| of_bound(a).total_cmp(&of_bound(b)))
-            else {
-                continue;
-            };
-            lines.push(Line {
-                operation,
-                dtype,
-                ordinary,
-                cases: chosen.len(),
-                failed: chosen.iter().filter(|o| !o.passed()).count(),
-                worst,
-            });
-        }
+    let strategies = [
+        None,
+        Some(Strategy::Split),
+        Some(Strategy::Streaming),
+        Some(Strategy::Resident),
+    ];
+    let kinds = Dtype::ALL.into_iter().flat_map(|dtype| {
+        let strategies = strategies.into_iter();
+        strategies.flat_map(move |s| [(dtype, s, true), (dtype, s, false)])
+    });
+    for (operation, (dtype, strategy, ordinary)) in Operation::ALL
+        .into_iter()
+        .flat_map(|o| kinds.clone().map(move |kind| (o, kind)))
+    {
+        let chosen: Vec<_> = outcomes
+            .iter()
+            .filter(|o| {
+                let case = &o.case;
+                (case.operation, case.problem.dtype) == (operation, dtype)
+                    && case.choices.strategy == strategy
+                    && case.data.is_ordinary() == ordinary
+            })
+            .collect();
+        let of_bound = |o: &&&Outcome| match (o.refused, o.worst()) {
+            (true, _) => f64::NEG_INFINITY,
+            (false, worst) => worst.map_or(f64::INFINITY, |c| c.of_bound),
+        };
+        let Some(&worst) = chosen
+            .iter()
+            .max_by(|a, b| of_bound(a).total_cmp(&of_bound(b)))
+        else {
+            continue;
+        };
+        lines.push(Line {
+            operation,
+            dtype,
+            strategy: strategy_name(strategy),
+            ordinary,
+            cases: chosen.len(),
+            failed: chosen.iter().filter(|o| o.failed()).count(),
+            refused: chosen.iter().filter(|o| o.refused).count(),
+            worst,
+        });
     }
     lines
 }
@@ -261,8 +313,10 @@ fn table(outcomes: &[Outcome]) -> Table {
     table.set_header([
         "operation",
         "type",
+        "strategy",
         "data",
         "cases",
+        "refused",
         "failed",
         "worst error",
         "of its bound",
@@ -274,6 +328,7 @@ fn table(outcomes: &[Outcome]) -> Table {
         table.add_row(vec![
             line.operation.name().to_owned(),
             line.dtype.to_string(),
+            line.strategy.clone(),
             if line.ordinary {
                 "ordinary"
             } else {
@@ -281,6 +336,7 @@ fn table(outcomes: &[Outcome]) -> Table {
             }
             .to_owned(),
             line.cases.to_string(),
+            line.refused.to_string(),
             line.failed.to_string(),
             comparison.map_or("-".into(), |c| format!("{:.1e}", c.error)),
             comparison.map_or("-".into(), |c| percent(c.of_bound)),
@@ -288,7 +344,7 @@ fn table(outcomes: &[Outcome]) -> Table {
             format!("{:?}", line.worst.case.problem.shape()),
         ]);
     }
-    for column in [3, 4, 5, 6] {
+    for column in [4, 5, 6, 7, 8] {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }

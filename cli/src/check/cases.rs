@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use wgpu_batchnorm::{Activation, Choices, Dtype, Momentum, Preset, Problem, Walk};
+use wgpu_batchnorm::{Activation, Choices, Dtype, Momentum, Preset, Problem, Strategy, Walk};
 
 use super::compare::{Case, Data, Gradient, Operation, Random};
 
@@ -113,15 +113,26 @@ struct Subject {
     operation: Operation,
     shape: [usize; 3],
     walk: Walk,
+    strategy: Strategy,
     data: Data,
     gradient: Gradient,
 }
 
 type SubjectKey = (Operation, [usize; 3], Walk, String);
 
+/// Whether a pass can be one dispatch: vectors that are one channel's, or rows of whole vectors.
+fn fuses([_, channels, inner]: [usize; 3], walk: Walk) -> bool {
+    match walk {
+        Walk::Planar => inner.is_multiple_of(4),
+        Walk::Columns => inner == 1 && channels.is_multiple_of(4),
+    }
+}
+
+const FUSED: [Strategy; 2] = [Strategy::Streaming, Strategy::Resident];
+
 impl Subject {
     fn key(&self) -> SubjectKey {
-        let data = format!("{:?} {:?}", self.data, self.gradient);
+        let data = format!("{:?} {:?} {}", self.data, self.gradient, self.strategy);
         (self.operation, self.shape, self.walk, data)
     }
 }
@@ -151,6 +162,12 @@ impl Matrix {
         }
         if outer * inner < 16 {
             digits[MASK] = 0; // not one value that counts and a variance of 0
+        }
+        if subject.strategy != Strategy::Split {
+            digits[IN_PLACE] = 0; // runs split
+            if subject.strategy == Strategy::Resident || subject.operation == Operation::Backward {
+                digits[MASK] = 0; // refused, or runs split
+            }
         }
         let half = outer / 2;
         let aligned = (half * channels * inner).is_multiple_of(4);
@@ -221,6 +238,8 @@ impl Matrix {
                 return;
             }
         }
+        let mut choices = self.base.clone().walk(subject.walk);
+        choices.strategy = choices.strategy.or(Some(subject.strategy));
         self.cases.push(Case {
             operation: subject.operation,
             problem,
@@ -228,7 +247,7 @@ impl Matrix {
             gradient: subject.gradient,
             affine: digits[AFFINE] == 0,
             in_place: digits[IN_PLACE] == 1,
-            choices: self.base.clone().walk(subject.walk),
+            choices,
         });
     }
 }
@@ -281,18 +300,35 @@ pub fn cases(full: bool, base: &Choices, filter: Filter) -> Vec<Case> {
                     operation,
                     shape,
                     walk,
+                    strategy: Strategy::Split,
                     data: Data::Normal(0.5, 2.0),
                     gradient: Gradient::Normal,
                 };
                 let times = if full { 6 } else { 2 };
                 (0..times).for_each(|_| matrix.add(subject, &[]));
+                let trains = matches!(operation, Operation::Forward | Operation::Backward);
+                if trains && fuses(shape, walk) && base.strategy.is_none() {
+                    for strategy in FUSED {
+                        let subject = Subject {
+                            strategy,
+                            ..subject
+                        };
+                        (0..times).for_each(|_| matrix.add(subject, &[]));
+                    }
+                }
                 if full && CROSSED.contains(&shape) {
                     crossed(filter).for_each(|fixed| matrix.add(subject, &fixed));
                 }
             }
         }
     }
-    let shapes = [[32, 4, 1024], [8, 6, 343], [20000, 8, 1], [4099, 3, 1]];
+    let shapes = [
+        [32, 4, 1024],
+        [8, 6, 343],
+        [20000, 8, 1],
+        [4099, 3, 1],
+        [300, 8, 1],
+    ];
     for (i, data) in ADVERSARIAL.into_iter().enumerate() {
         for (j, shape) in shapes.into_iter().enumerate() {
             if !wanted(shape) || (!full && (i + j) % 2 == 1) {
@@ -303,23 +339,37 @@ pub fn cases(full: bool, base: &Choices, filter: Filter) -> Vec<Case> {
             } else {
                 Walk::Planar
             };
-            let mut add = |operation, gradient| {
-                let subject = Subject {
+            // Where there are several strategies, one after the other.
+            let strategies = match fuses(shape, walk) && base.strategy.is_none() {
+                true => [Strategy::Split, Strategy::Streaming, Strategy::Resident],
+                false => [Strategy::Split; 3],
+            };
+            let mut add = |operation, gradient, turn: usize| {
+                let subject = |strategy| Subject {
                     operation,
                     shape,
                     walk,
+                    strategy,
                     data,
                     gradient,
                 };
                 if full {
-                    (0..3).for_each(|dtype| matrix.add(subject, &[(DTYPE, dtype)]));
+                    let mut distinct = strategies.to_vec();
+                    distinct.dedup();
+                    for strategy in distinct {
+                        let subject = subject(strategy);
+                        (0..3).for_each(|dtype| matrix.add(subject, &[(DTYPE, dtype)]));
+                    }
                 } else {
-                    matrix.add(subject, &[]);
+                    matrix.add(subject(strategies[turn % 3]), &[]);
                 }
             };
-            add(Operation::Forward, Gradient::Normal);
-            for gradient in [Gradient::Normal, Gradient::Ones, Gradient::Positive] {
-                add(Operation::Backward, gradient);
+            add(Operation::Forward, Gradient::Normal, i);
+            for (k, gradient) in [Gradient::Normal, Gradient::Ones, Gradient::Positive]
+                .into_iter()
+                .enumerate()
+            {
+                add(Operation::Backward, gradient, i + k + 1);
             }
         }
     }

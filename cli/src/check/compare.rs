@@ -231,9 +231,9 @@ impl Fixture {
         let mut random = Random::new(seed);
         let mut x = input(case.data, problem, &mut random);
         // A scale per channel, so that a mix-up of channels shows.
-        let scale = |c: usize| match case.data {
-            Data::Normal(..) => [1.0, 0.25, 4.0, 0.5][c % 4],
-            _ => 1.0,
+        let scale = |c: usize| match case.data.is_ordinary() {
+            true => [1.0, 0.25, 4.0, 0.5][c % 4],
+            false => 1.0,
         };
         x.indexed_iter_mut()
             .for_each(|((_, c, _), v)| *v *= scale(c));
