@@ -73,23 +73,21 @@ fn backward_apply_columns(
     @builtin(local_invocation_index) lane: u32,
 ) {
     let number = workgroup_number(id, grid);
-    let groups = params.statistics / params.channels;
-    let group = (number / params.pieces) % groups;
-    let column = (number / params.pieces / groups) * params.tile + lane % params.tile; // of vectors
-    if number >= params.workgroups || column >= params.row_vectors {
+    let block = block_of(number, lane);
+    if number >= params.workgroups || block.column >= params.row_vectors {
         return;
     }
-    let start = (number % params.pieces) * params.piece_length;
+    let start = block.piece * params.piece_length;
     let end = min(start + params.piece_length, params.rows);
     let lane_rows = WORKGROUP / params.tile;
-    let base = group * params.channels;
+    let base = block.group * params.channels;
     let c = coefficients_of(
-        base + column_channel(4u * column),
-        base + column_channel(4u * column + 1u),
-        base + column_channel(4u * column + 2u),
-        base + column_channel(4u * column + 3u),
+        base + column_channel(4u * block.column),
+        base + column_channel(4u * block.column + 1u),
+        base + column_channel(4u * block.column + 2u),
+        base + column_channel(4u * block.column + 3u),
     );
-    strip_apply(group, column, start + lane / params.tile, lane_rows, end, c);
+    strip_apply(block.group, block.column, start + lane / params.tile, lane_rows, end, c);
 }
 
 @compute @workgroup_size(WORKGROUP)

@@ -37,15 +37,12 @@ fn backward_reduce_columns(
 ) {
     let number = workgroup_number(id, grid);
     let work = min(number, params.workgroups - 1u);
-    let piece = work % params.pieces;
-    let groups = params.statistics / params.channels;
-    let group = (work / params.pieces) % groups;
-    let column = (work / params.pieces / groups) * params.tile + lane % params.tile; // of vectors
-    let readable = min(column, params.row_vectors - 1u);
-    let first = group * (params.group_elements / 4u);
+    let block = block_of(work, lane);
+    let readable = min(block.column, params.row_vectors - 1u);
+    let first = block.group * (params.group_elements / 4u);
     let lane_rows = WORKGROUP / params.tile;
-    let end = min((piece + 1u) * params.piece_length, params.rows);
-    let base = group * params.channels;
+    let end = min((block.piece + 1u) * params.piece_length, params.rows);
+    let base = block.group * params.channels;
     let c0 = coefficients[base + column_channel(4u * readable)];
     let c1 = coefficients[base + column_channel(4u * readable + 1u)];
     let c2 = coefficients[base + column_channel(4u * readable + 2u)];
@@ -56,10 +53,10 @@ fn backward_reduce_columns(
         vec4(c0.z, c1.z, c2.z, c3.z),
         vec4(c0.w, c1.w, c2.w, c3.w),
     );
-    let row = piece * params.piece_length + lane / params.tile;
+    let row = block.piece * params.piece_length + lane / params.tile;
     let s = gradient_strip_sums(lane, first, readable, row, lane_rows, end, c);
-    if lane < params.tile && column < params.row_vectors && number < params.workgroups {
-        let place = piece * params.slot_stride + group * params.width + 4u * column;
+    if lane < params.tile && block.column < params.row_vectors && number < params.workgroups {
+        let place = block.piece * params.slot_stride + block.group * params.width + 4u * block.column;
         partials[place] = vec4(s.gradient.high.x, s.gradient.low.x, s.product.high.x, s.product.low.x);
         partials[place + 1u] = vec4(s.gradient.high.y, s.gradient.low.y, s.product.high.y, s.product.low.y);
         partials[place + 2u] = vec4(s.gradient.high.z, s.gradient.low.z, s.product.high.z, s.product.low.z);

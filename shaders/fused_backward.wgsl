@@ -106,9 +106,9 @@ fn backward_columns(
 ) {
     let number = workgroup_number(id, grid);
     let work = min(number, params.workgroups - 1u);
-    let groups = params.statistics / params.channels;
-    let group = work % groups;
-    let column = (work / groups) * params.tile + lane % params.tile; // of vectors
+    let block = block_of(work, lane); // in one piece
+    let group = block.group;
+    let column = block.column;
     let readable = min(column, params.row_vectors - 1u);
     let lane_row = lane / params.tile;
     let lane_rows = WORKGROUP / params.tile;

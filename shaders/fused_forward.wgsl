@@ -101,9 +101,9 @@ fn forward_columns(
 ) {
     let number = workgroup_number(id, grid);
     let work = min(number, params.workgroups - 1u);
-    let groups = params.statistics / params.channels;
-    let group = work % groups;
-    let column = (work / groups) * params.tile + lane % params.tile; // of vectors
+    let block = block_of(work, lane); // in one piece
+    let group = block.group;
+    let column = block.column;
     let at = strip_of(lane, group, column, 0u);
     let begin = at.first + at.lane_row * params.row_vectors + at.column;
     let step = at.lane_rows * params.row_vectors;

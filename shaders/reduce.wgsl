@@ -42,15 +42,12 @@ fn reduce_columns(
 ) {
     let number = workgroup_number(id, grid);
     let work = min(number, params.workgroups - 1u);
-    let piece = work % params.pieces;
-    let groups = params.statistics / params.channels;
-    let group = (work / params.pieces) % groups;
-    let column = (work / params.pieces / groups) * params.tile + lane % params.tile; // of vectors
-    let at = strip_of(lane, group, column, piece);
+    let block = block_of(work, lane);
+    let at = strip_of(lane, block.group, block.column, block.piece);
     let pivot = strip_pivot(lane, at);
     let s = strip_sums(lane, at, pivot);
-    if lane < params.tile && column < params.row_vectors && number < params.workgroups {
-        let place = piece * params.slot_stride + group * params.width + 4u * column;
+    if lane < params.tile && block.column < params.row_vectors && number < params.workgroups {
+        let place = block.piece * params.slot_stride + block.group * params.width + 4u * block.column;
         partials[place] = record(s.count.x, pivot.x, s.first.high.x, s.first.low.x, s.second.high.x, s.second.low.x);
         partials[place + 1u] = record(s.count.y, pivot.y, s.first.high.y, s.first.low.y, s.second.high.y, s.second.low.y);
         partials[place + 2u] = record(s.count.z, pivot.z, s.first.high.z, s.first.low.z, s.second.high.z, s.second.low.z);

@@ -395,19 +395,23 @@ const GPU: CostModel = CostModel {
     lanes: 65_536.0,
 };
 
-/// lavapipe and its like on a few cores.
+/// lavapipe and its like on a few cores: arithmetic and memory take about the same time, so that caches save little, and
+/// a channel's rows, far apart, are read a little slower than a piece of them all.
 const CPU: CostModel = CostModel {
-    bytes_per_us: 6_000.0,
-    dispatch_us: 80.0,
-    cache: 1e6,
-    cached_read: 0.7,
-    near_cache: 512e3,
-    near_read: 0.2,
+    bytes_per_us: 4_000.0,
+    dispatch_us: 30.0,
+    cache: 0.0,
+    cached_read: 1.0,
+    near_cache: f64::INFINITY,
+    near_read: 1.15,
     lanes: 64.0,
 };
 
 /// A channel's partial results, at most; so that merging them costs next to nothing.
 const MAX_PIECES: u64 = 64;
+
+/// Of a core's cache, what a piece of all columns may take on a software adapter.
+const CPU_PIECE_BYTES: u64 = 64 << 10;
 
 /// The unit of squares in partial moments; the constant of the same name in the prelude.
 pub(crate) const SQUARE_UNIT: f32 = 1.0 / 4_294_967_296.0;
@@ -681,8 +685,7 @@ impl Plan {
     /// Vectors side by side in a workgroup that goes down whole columns.
     fn fused_tile(&self, lanes: u32) -> u32 {
         let row_vectors = (self.problem.channels as u32 / 4).next_power_of_two();
-        let wanted = if self.caps.is_cpu() { 8 } else { 8 };
-        row_vectors.min(wanted).min(lanes)
+        row_vectors.min(8).min(lanes)
     }
 
     fn streaming_lanes(&self) -> u32 {
@@ -749,6 +752,8 @@ impl Plan {
                 let second = again(bytes / workgroups.max(1) as f64);
                 tensor * (0.5 + 0.5 * second + 0.5) / in_flight + model.dispatch_us
             }
+            // A software adapter's registers are memory, and the many lanes of a workgroup run one after the other.
+            Strategy::Resident if self.caps.is_cpu() => f64::INFINITY,
             Strategy::Resident => tensor / in_flight + model.dispatch_us,
         }
     }
@@ -897,9 +902,17 @@ impl Plan {
         let groups = self.problem.groups as u64;
         let tiles = row_vectors.div_ceil(tile) * groups;
         let lane_rows = lanes / tile;
+        // On a software adapter, so few rows that a piece of all columns stays in a core's cache: its lines, and those
+        // that come along, serve the next tile.
+        let in_cache = if self.caps.is_cpu() {
+            (self.problem.bytes() / groups).div_ceil(CPU_PIECE_BYTES)
+        } else {
+            1
+        };
         let wanted = self
             .enough_workgroups()
             .div_ceil(tiles)
+            .max(in_cache)
             .min(rows.div_ceil(8 * lane_rows))
             .clamp(1, ceiling);
         let piece_length = rows.div_ceil(wanted).next_multiple_of(lane_rows);

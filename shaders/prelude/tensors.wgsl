@@ -211,7 +211,22 @@ fn elements_before(first: u32, t: u32) -> u32 {
     return cell.row * params.inner + min(element - begin, params.inner);
 }
 
-// ---- Columns: the channel of a column; columns past the first `channels · inner` repeat them.
+// ---- Columns: the tensor is a matrix, and a workgroup takes a piece of a tile of columns. Neighbouring workgroups take
+// neighbouring tiles, so that together they go over whole rows.
+
+struct Block {
+    group: u32,
+    piece: u32,
+    column: u32, // of vectors: a lane's
+}
+
+fn block_of(work: u32, lane: u32) -> Block {
+    let tiles = (params.row_vectors + params.tile - 1u) / params.tile;
+    let pieces = work / tiles;
+    return Block(pieces / params.pieces, pieces % params.pieces, (work % tiles) * params.tile + lane % params.tile);
+}
+
+// The channel of a column; columns past the first `channels · inner` repeat them.
 
 fn column_channel(column: u32) -> u32 {
     return (column / params.inner) % params.channels;
