@@ -53,6 +53,7 @@ web: ## build the browser page: check, benchmark and a live picture through WebG
 	@bash scripts/build-web.sh
 
 web-test: web ## drive the page in a headless Chromium, whose compiler sees every shader
+	$(CARGO) fmt --manifest-path web/Cargo.toml --all --check
 	@bash scripts/test-web.sh
 
 # Every backend is gone through even when one of them fails, and the failure is kept.

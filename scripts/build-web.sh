@@ -9,7 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/packages.sh
 
 CARGO="${CARGO:-cargo}"
-target="$(realpath -m "${CARGO_TARGET_DIR:-target}")"
+target="$(absolute "${CARGO_TARGET_DIR:-target}")"
 built="$target/web-build" # a folder of its own: another workspace, and perhaps another compiler
 
 have_own_target() {

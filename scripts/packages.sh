@@ -1,7 +1,9 @@
-# Sourced by the scripts that install what is missing: saying things, and installing Debian's packages where that is
-# allowed.
+# Sourced by the other scripts: saying things, and installing Debian's packages where that is allowed.
 
 say() { printf '%s: %s\n' "$(basename "$0" .sh)" "$*" >&2; }
+
+# A path that stays right in another folder.
+absolute() { case "$1" in /*) echo "$1" ;; *) echo "$PWD/$1" ;; esac; }
 
 as_root() {
     if [[ "$(id -u)" == 0 ]]; then "$@"; else sudo -n "$@"; fi

@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/packages.sh
 
-target="$(realpath -m "${CARGO_TARGET_DIR:-target}")"
+target="$(absolute "${CARGO_TARGET_DIR:-target}")"
 
 find_chromium() {
     local name
@@ -33,5 +33,5 @@ if ((${#missing[@]})); then
     fi
 fi
 
-(cd web && npm ci --ignore-scripts --no-audit --no-fund --silent)
+(cd web && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error)
 CHROMIUM="$(find_chromium)" exec node web/test/page.mjs "$target/web" "$target/web-test"

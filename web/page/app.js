@@ -1,7 +1,7 @@
 // The page: what it shows of the adapter, the live picture, the check, the benchmark and the shaders. The computing is in
 // the module that is built from Rust; only the live picture's own check, which must not share its code, is done here.
 import start, { Live, Session, shaders } from "./batchnorm.js";
-import { compileShaders } from "./compile.js";
+import { compileShaders, selection } from "./compile.js";
 import { Picture } from "./picture.js";
 
 const $ = (id) => document.getElementById(id);
@@ -243,8 +243,11 @@ async function runBench(task) {
 }
 
 async function runCompile(task) {
+  const list = JSON.parse(shaders());
   const which = $("compile-which").value;
-  const result = await compileShaders(JSON.parse(shaders()), (pipeline) => which === "all" || pipeline.planned, task.progress.bind(task));
+  const selected = selection(list);
+  const wanted = (pipeline) => which === "all" || (which === "planned" ? pipeline.planned : selected.has(pipeline));
+  const result = await compileShaders(list, wanted, task.progress.bind(task));
   const { modules, pipelines, problems } = result;
   task.say(`${task.stopped ? "Stopped. " : ""}${modules} modules and ${pipelines} pipelines compiled, ${problems.length ? `${problems.length} complaints` : "no complaint"}.`,
     problems.length ? "bad" : "good");

@@ -10,6 +10,19 @@ async function complaints(module) {
     .map(({ type, lineNum, linePos, message }) => `${type} at ${lineNum}:${linePos}: ${message}`);
 }
 
+/** Of the planned pipelines those that bring a value of a constant to a module for the first time. */
+export function selection({ pipelines }) {
+  const met = new Set();
+  return new Set(pipelines.filter(({ module, entry_point, constants, planned }) => {
+    const news = Object.entries(constants)
+      .map(([name, value]) => `${module} ${entry_point} ${name} ${value}`)
+      .filter((triple) => !met.has(triple));
+    if (!planned || !news.length) return false;
+    news.forEach((triple) => met.add(triple));
+    return true;
+  }));
+}
+
 /**
  * Compiles every module of `list`, and the pipelines that `wanted` chooses, each with the very bindings that the library
  * gives it. `progress(done, all, name)` ends it by returning false.

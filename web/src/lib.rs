@@ -7,7 +7,7 @@ mod shaders;
 use js_sys::Function;
 use serde_json::{Value, json};
 use wasm_bindgen::prelude::*;
-use wgpu_batchnorm::{Choices, Dtype, Gpu};
+use wgpu_batchnorm::{Choices, Gpu};
 use wgpu_batchnorm_cli::bench::{self, Bench, Measurement, Op};
 use wgpu_batchnorm_cli::{check, info};
 
@@ -132,11 +132,8 @@ impl Session {
     /// # Errors
     /// A shape that cannot be, a result that is wrong, what `progress` throws.
     pub async fn bench(&self, shapes: Vec<String>, progress: &Function) -> Result<String, JsValue> {
-        let dtypes: &[Dtype] = &[];
-        let software = self.gpu.adapter.get_info().device_type == wgpu::DeviceType::Cpu;
-        // What is beyond a GPU's cache is beyond a tab's memory too: the set of software adapters.
-        let subjects = bench::subjects(&shapes, dtypes, &Op::ALL, software || shapes.is_empty());
-        let subjects = subjects.map_err(failed)?;
+        // What is beyond a GPU's cache is beyond a tab's memory too: the headline set of software adapters.
+        let subjects = bench::subjects(&shapes, &[], &Op::ALL, true).map_err(failed)?;
         let options = bench::Options::default();
         let bench = Bench::new(&self.gpu, options).await.map_err(failed)?;
         let mut results: Vec<Measurement> = Vec::new();

@@ -2,7 +2,9 @@
 // browser. Fails on a result that is wrong, on a shader that the browser's compiler (Tint) complains of, and on anything
 // that the browser writes to its console as a warning or an error.
 //
-// PIPELINES=all makes a pipeline of every variant, not only of those that plans use: minutes on a software adapter.
+// Every module is compiled. Pipelines are made of a selection of variants, in which each value of each constant meets each
+// module; with PIPELINES=planned of all that plans use, with PIPELINES=all of every variant, which takes an hour or more
+// on a software adapter.
 import assert from "node:assert/strict";
 import { mkdirSync, readFileSync } from "node:fs";
 import { createServer } from "node:http";
@@ -153,12 +155,17 @@ const tests = {
   async "what the page compares with does notice a wrong result"() {
     await browse(["--enable-unsafe-webgpu"], async (browser) => {
       const { page } = await open(browser);
-      // Every shader that subtracts a pivot or normalises is given a slightly wrong constant.
+      // One value of whatever is read back is off by 1e-4 of itself.
       await page.addInitScript(() => {
-        const { createShaderModule } = GPUDevice.prototype;
-        GPUDevice.prototype.createShaderModule = function (descriptor) {
-          const code = descriptor.code.replace(/fma\(([^;]*)\);/g, "1.00001 * fma($1);");
-          return createShaderModule.call(this, { ...descriptor, code });
+        const { getMappedRange } = GPUBuffer.prototype;
+        GPUBuffer.prototype.getMappedRange = function (...range) {
+          const bytes = getMappedRange.apply(this, range);
+          if (this.usage & GPUBufferUsage.MAP_READ) {
+            const floats = new Float32Array(bytes);
+            const largest = floats.reduce((at, value, i) => (Math.abs(value) > Math.abs(floats[at]) ? i : at), 0);
+            floats[largest] *= 1.0001;
+          }
+          return bytes;
         };
       });
       await ready(page);
@@ -166,7 +173,7 @@ const tests = {
       assert.match(await text(page, "#live-status"), /more than/);
       await page.locator("#check-cases").selectOption("6");
       await page.locator("#check-run").click();
-      await page.waitForTimeout(8000);
+      await page.waitForFunction(() => document.querySelector("#check-progress").value >= 4, null, { timeout: 2 * MINUTE });
       await page.locator("#check-stop").click();
       assert.match(await ended(page, "check", 2), /\d+ do not/);
       assert(await page.locator("#check-results pre").count() > 0, "failures are not listed");
@@ -178,13 +185,14 @@ const tests = {
       const { page, complaints } = await open(browser, { viewport: { width: 1200, height: 900 } });
       await ready(page);
       await page.locator("#live-toggle").click();
-      await run(page, "check", 15);
+      await page.locator("#check-cases").selectOption("1");
+      await run(page, "check", 30);
       const status = await text(page, "#check-status");
       say(status);
       const report = JSON.parse(await saved(page, "#check-save"));
       assert.equal(report.failed, 0, await text(page, "#check-results"));
       assert.equal(report.exact_remainders, true);
-      assert(report.passed >= 30, `${report.passed} cases only`);
+      assert(report.passed >= 300, `${report.passed} cases only`);
       assert.deepEqual(new Set(report.cases.map((c) => c.op)), new Set(["forward training", "inference", "backward", "backward frozen"]));
       assert.deepEqual(new Set(report.cases.map((c) => c.dtype)), new Set(["f32", "f16", "bf16"]));
       assert(report.adapter.name && report.adapter.backend, "the report does not say on what");
@@ -243,8 +251,8 @@ const tests = {
       assert.equal(control[0], 0, "a good shader is refused");
       assert(control[1] > 0, "a barrier that not all invocations reach is let pass");
       assert(control[2] > 0, "a warning is let pass");
-      if (process.env.PIPELINES === "all") await page.locator("#compile-which").selectOption("all");
-      await run(page, "compile", 60);
+      await page.locator("#compile-which").selectOption(process.env.PIPELINES ?? "selection");
+      await run(page, "compile", 180);
       const status = await text(page, "#compile-status");
       say(status);
       assert.match(status, /no complaint/, await text(page, "#compile-results"));
