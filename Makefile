@@ -20,10 +20,10 @@ MAKEFLAGS += --no-print-directory
 export XDG_RUNTIME_DIR := $(or $(XDG_RUNTIME_DIR),$(TMPDIR),/tmp)
 
 .DEFAULT_GOAL := help
-.PHONY: help adapter demo test lint check matrix clean
+.PHONY: help adapter demo test lint check web web-test matrix clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
 
 adapter: ## make sure that there is an adapter; install Mesa's software drivers where there is none
 	@bash scripts/ensure-adapter.sh
@@ -49,6 +49,13 @@ check: ## lint, then test: what continuous integration runs
 	@$(MAKE) lint
 	@$(MAKE) test
 
+web: ## build the browser page: check, benchmark and a live picture through WebGPU
+	@bash scripts/build-web.sh
+
+web-test: web ## drive the page in a headless Chromium, whose compiler sees every shader
+	$(CARGO) fmt --manifest-path web/Cargo.toml --all --check
+	@bash scripts/test-web.sh
+
 # Every backend is gone through even when one of them fails, and the failure is kept.
 matrix: ## check, then every kernel path on every backend (before a release)
 	@$(MAKE) check
@@ -57,6 +64,7 @@ matrix: ## check, then every kernel path on every backend (before a release)
 		$(CARGO) run --release --locked --package wgpu-batchnorm-cli -- check --full --backend $$backend \
 			|| failed="$$failed $$backend"; \
 	done; \
+	echo "== browser"; $(MAKE) web-test || failed="$$failed browser"; \
 	if [ -n "$$failed" ]; then echo "failed on:$$failed" >&2; exit 1; fi
 
 clean: ## remove what was built

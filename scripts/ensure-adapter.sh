@@ -8,7 +8,7 @@ shopt -s nullglob
 
 packages=(libvulkan1 mesa-vulkan-drivers libegl1 libgles2 libgl1-mesa-dri)
 
-say() { printf 'ensure-adapter: %s\n' "$*" >&2; }
+. "$(dirname "${BASH_SOURCE[0]}")/packages.sh"
 
 # macOS has Metal and Windows has DX12: nothing to install.
 case "$(uname -s)" in
@@ -110,24 +110,6 @@ have_gl() {
     gpu_present
 }
 
-as_root() {
-    if [[ "$(id -u)" == 0 ]]; then "$@"; else sudo -n "$@"; fi
-}
-
-# Whether packages can be installed without asking anybody.
-may_install() {
-    command -v apt-get >/dev/null || return 1
-    [[ "$(id -u)" == 0 ]] && return
-    command -v sudo >/dev/null && sudo -n true 2>/dev/null
-}
-
-install_packages() {
-    # A package list that is stale in part is good enough; the installation tells.
-    as_root apt-get -qq -o DPkg::Lock::Timeout=300 update >&2 || say "apt-get update failed; going on"
-    as_root env DEBIAN_FRONTEND=noninteractive \
-        apt-get -qq -y -o DPkg::Lock::Timeout=300 install --no-install-recommends "${packages[@]}" >&2
-}
-
 say_what_to_install() {
     say "install a Vulkan driver for your GPU, or Mesa's software drivers:"
     say "  Debian, Ubuntu:  sudo apt-get install --no-install-recommends ${packages[*]}"
@@ -142,7 +124,7 @@ fi
 
 if may_install; then
     say "no adapter for Vulkan or GL yet: installing ${packages[*]}"
-    install_packages || say "the installation failed"
+    install_packages "${packages[@]}" || say "the installation failed"
     read_cache
 fi
 
