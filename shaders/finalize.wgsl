@@ -100,7 +100,7 @@ fn combine(
     let statistic = statistic_of_lane(workgroup_number(id, grid), lane);
     let m = merge(lane, min(statistic, params.statistics - 1u));
     if lane < params.tile && statistic < params.statistics {
-        coefficients[statistic] = vec4(m.count, m.pivot, m.delta, m.m2 / params.square_unit);
+        coefficients[statistic] = vec4(m.count, m.pivot, m.delta, m.m2 * (params.result_unit / params.square_unit));
     }
 }
 

@@ -55,12 +55,11 @@ impl Prepared {
             r.scatter_running(args.running)?;
             return r.finish("forward training");
         }
-        let partials = r.workspace("partials", self.plan.partials_bytes())?;
         let coefficients = r.workspace("coefficients", self.plan.coefficients_bytes())?;
-        r.reduce(input.clone(), mask, partials.clone())?;
+        let (records, sets) = r.reduce(&input, mask)?;
         r.finalize(
-            None,
-            partials,
+            sets,
+            records,
             &coefficients,
             args.affine,
             args.running,
@@ -107,10 +106,10 @@ impl Prepared {
         let backward = r.backward_arguments(args)?;
         if frozen && args.grad_affine.is_absent() {
             // Nobody asks for the sums.
-            r.backward_apply(args, backward, None, Some(0), None)?;
+            r.backward_apply(args, backward, None, Some(self.plan.given_sets(0)), None)?;
         } else {
-            let partials = r.backward_reduce(&backward)?;
-            r.backward_apply(args, backward, Some(partials), None, None)?;
+            let (records, sets) = r.backward_reduce(&backward)?;
+            r.backward_apply(args, backward, Some(records), sets, None)?;
         }
         r.finish("backward")
     }
@@ -124,12 +123,11 @@ impl Prepared {
         let input = r.tensor("input", args.input, Access::Read)?;
         let mask = r.mask(args.mask)?;
         let moments = r.packed_statistics("moments", args.moments, 4, Access::Write)?;
-        let partials = r.workspace("partials", self.plan.partials_bytes())?;
-        r.reduce(input, mask, partials.clone())?;
-        let merge = self.plan.merge(Kernel::Combine, None, 0);
+        let (records, sets) = r.reduce(&input, mask)?;
+        let merge = self.plan.merge(Kernel::Combine, sets, 0);
         r.push(
             merge,
-            vec![(Slot::Partials, partials), (Slot::Coefficients, moments)],
+            vec![(Slot::Partials, records), (Slot::Coefficients, moments)],
         )?;
         r.finish("reduce")
     }
@@ -152,7 +150,9 @@ impl Prepared {
             r.packed_statistics("parts", args.parts, 4 * u64::from(args.sets), Access::Read)?;
         let moments = r.packed_statistics("moments", args.moments, 4, Access::Write)?;
         self.plan.can_merge(args.sets.into())?;
-        let merge = self.plan.merge(Kernel::Combine, Some(args.sets), 0);
+        let merge = self
+            .plan
+            .merge(Kernel::Combine, Some(self.plan.given_sets(args.sets)), 0);
         r.push(
             merge,
             vec![(Slot::Partials, parts), (Slot::Coefficients, moments)],
@@ -170,7 +170,7 @@ impl Prepared {
         let coefficients =
             r.packed_statistics("coefficients", args.coefficients, 4, Access::Write)?;
         r.finalize(
-            Some(1),
+            Some(self.plan.given_sets(1)),
             moments,
             &coefficients,
             args.affine,
@@ -208,9 +208,9 @@ impl Prepared {
         let sums = r.packed_statistics("sums", args.sums, 4, Access::Write)?;
         let saved = Statistics::Saved(args.saved);
         let bound = r.backward_bound([input, grad_output], residual, None, saved, args.affine)?;
-        let partials = r.backward_reduce(&bound)?;
-        let merge = self.plan.merge(Kernel::BackwardCombine, None, 0);
-        r.push(merge, vec![(Slot::Partials, partials), (Slot::Sums, sums)])?;
+        let (records, sets) = r.backward_reduce(&bound)?;
+        let merge = self.plan.merge(Kernel::BackwardCombine, sets, 0);
+        r.push(merge, vec![(Slot::Partials, records), (Slot::Sums, sums)])?;
         r.finish("backward reduce")
     }
 
@@ -230,7 +230,8 @@ impl Prepared {
         }
         let sums = r.packed_statistics("sums", args.sums, 4, Access::Read)?;
         let backward = r.backward_arguments(&args.backward)?;
-        r.backward_apply(&args.backward, backward, Some(sums), Some(1), args.count)?;
+        let sets = Some(self.plan.given_sets(1));
+        r.backward_apply(&args.backward, backward, Some(sums), sets, args.count)?;
         r.finish("backward apply")
     }
 }

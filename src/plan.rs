@@ -266,8 +266,8 @@ pub(crate) struct Params {
     pub residual_start: u32,
     pub grad_output_start: u32,
     pub mask_start: u32,
+    pub result_unit: f32,
     pub pad_0: u32,
-    pub pad_1: u32,
 }
 
 /// The bits of `Params::flags`; the constants of the same names in the prelude.
@@ -338,8 +338,28 @@ pub struct Plan {
     strategy: Strategy,
     /// Why that one.
     why_strategy: String,
+    /// The parts that a tensor is cut into which one binding cannot hold; empty otherwise.
+    chunks: Vec<Chunk>,
     /// Whole passes in one dispatch, where the strategy is not split.
     fused: Option<Fused>,
+}
+
+/// A part of a tensor: some of its outer indices, or of the only channel's values.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Chunk {
+    /// Its first element in the tensor.
+    pub(crate) start: u64,
+    pub(crate) plan: Plan,
+}
+
+/// Records that are merged: one for each statistic and set.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Sets {
+    pub(crate) count: u32,
+    /// Records from one set to the next.
+    pub(crate) stride: u32,
+    /// Of M2 in them.
+    pub(crate) unit: f32,
 }
 
 /// How a pass in one dispatch is cut: a workgroup per channel, or per tile of columns.
@@ -451,14 +471,8 @@ impl Plan {
             0
         };
         let needed = problem.bytes().max(mask);
-        if needed > caps.max_binding_size {
-            return Err(Error::Limit {
-                what: format!("a tensor of {} {} elements", problem.elements(), problem.dtype),
-                needed,
-                limit: caps.max_binding_size,
-                name: "max_storage_buffer_binding_size and max_buffer_size",
-                remedy: "request a device with these limits raised, or split the tensor along its outer dimension".into(),
-            });
+        if needed > caps.max_binding_size || problem.elements() > MAX_ELEMENTS {
+            return Self::chunked(problem, caps, choices, needed);
         }
         for (name, lanes) in [
             ("reduce", choices.reduce_workgroup),
@@ -552,6 +566,7 @@ impl Plan {
             },
             strategy: Strategy::Split,
             why_strategy: String::new(),
+            chunks: Vec::new(),
             fused: None,
         };
         plan.params = plan.common();
@@ -576,6 +591,114 @@ impl Plan {
         plan.choose_strategy(choices)?;
         plan.fits()?;
         Ok(plan)
+    }
+
+    /// A tensor that one binding cannot hold, cut at places that a binding may start at. Each chunk is a problem of its
+    /// own, whose moments are merged with the others'.
+    fn chunked(problem: &Problem, caps: &Caps, choices: &Choices, needed: u64) -> Result<Self> {
+        let refused = |what: &str| {
+            Error::Limit {
+            what: format!(
+                "a tensor of {} {} elements{what}",
+                problem.elements(),
+                problem.dtype
+            ),
+            needed,
+            limit: caps.max_binding_size,
+            name: "max_storage_buffer_binding_size and max_buffer_size",
+            remedy: "request a device with these limits raised, or split the tensor along its outer dimension".into(),
+        }
+        };
+        if problem.mask || problem.groups > 1 {
+            return Err(refused(", with a mask or in groups,"));
+        }
+        if !matches!(choices.strategy, None | Some(Strategy::Split)) {
+            return Err(Error::Unsupported {
+                what: "a strategy other than split for a tensor that one binding cannot hold"
+                    .into(),
+                remedy: "use split, or leave the choice to the planner".into(),
+            });
+        }
+        // What may be cut off: an outer index, or, where there is one channel, any value.
+        let (unit, units) = match problem.channels {
+            1 => (1, problem.elements()),
+            _ => (
+                (problem.channels as u64).saturating_mul(problem.inner as u64),
+                problem.outer as u64,
+            ),
+        };
+        let unit_bytes = unit.saturating_mul(problem.dtype.bytes());
+        let alignment = u64::from(caps.offset_alignment).max(16);
+        // So many units together are a multiple of the alignment, a power of two.
+        let aligned = (alignment >> unit_bytes.trailing_zeros().min(alignment.ilog2())).max(1);
+        let most = caps
+            .max_binding_size
+            .min(MAX_ELEMENTS * problem.dtype.bytes())
+            / unit_bytes;
+        let most = most - most % aligned;
+        if most == 0 {
+            return Err(refused(&format!(
+                ", of which {} must be bound together,",
+                aligned.saturating_mul(unit)
+            )));
+        }
+        // All alike but the last.
+        let count = units.div_ceil(most);
+        let length = units.div_ceil(count).next_multiple_of(aligned);
+        let split = Choices {
+            strategy: Some(Strategy::Split),
+            ..choices.clone()
+        };
+        let mut chunks = Vec::new();
+        for first in (0..units).step_by(length as usize) {
+            let here = length.min(units - first) as usize;
+            let part = match problem.channels {
+                1 => Problem {
+                    outer: 1,
+                    inner: here,
+                    ..problem.clone()
+                },
+                _ => Problem {
+                    outer: here,
+                    ..problem.clone()
+                },
+            };
+            chunks.push(Chunk {
+                start: first * unit,
+                plan: Self::with(&part, caps, &split)?,
+            });
+        }
+        let count = u32::try_from(problem.count()).map_err(|_| Error::TooManyElements {
+            elements: problem.count().into(),
+            limit: u32::MAX.into(),
+        })?;
+        let mut plan = chunks[0].plan.clone();
+        plan.problem = problem.clone();
+        plan.params.count = count;
+        plan.why_strategy = format!("{} chunks, each of which a binding holds", chunks.len());
+        plan.chunks = chunks;
+        plan.can_merge(plan.chunks.len() as u64)?;
+        Ok(plan)
+    }
+
+    /// The tensor's parts: itself, or chunks of it, with their first elements.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = (u64, &Plan)> {
+        let whole = self.chunks.is_empty().then_some((0, self));
+        let chunks = self.chunks.iter().map(|c| (c.start, &c.plan));
+        whole.into_iter().chain(chunks)
+    }
+
+    pub(crate) fn is_chunked(&self) -> bool {
+        !self.chunks.is_empty()
+    }
+
+    /// One record for each statistic of each chunk, each set at a place that a binding may start at.
+    pub(crate) fn chunk_sets(&self) -> Sets {
+        Sets {
+            count: self.chunks.len() as u32,
+            stride: self.params.statistics.next_multiple_of(16),
+            unit: SQUARE_UNIT,
+        }
     }
 
     /// Of the strategies that can run, the cheapest by [`cost`](Self::cost), or the one that is forced.
@@ -796,6 +919,12 @@ impl Plan {
 
     /// Bytes of device memory that a bound operation allocates for itself, besides its uniforms.
     pub fn workspace_bytes(&self) -> u64 {
+        if self.is_chunked() {
+            let sets = self.chunk_sets();
+            let moments = u64::from(sets.count) * u64::from(sets.stride) * 16;
+            let partials = self.chunks.iter().map(|c| c.plan.partials_bytes()).max();
+            return moments + partials.unwrap_or(0) + 2 * self.coefficients_bytes();
+        }
         let gradients = if self.problem.groups > 1 { 1 } else { 0 };
         self.partials_bytes() + (2 + gradients) * self.coefficients_bytes()
     }
@@ -828,6 +957,7 @@ impl Plan {
             weight_new,
             mask_pieces: self.mask_pieces() as u32,
             square_unit: SQUARE_UNIT,
+            result_unit: 1.0,
             ..Params::default()
         }
     }
@@ -1052,32 +1182,44 @@ impl Plan {
         )
     }
 
-    /// A merge of this plan's partial results, or of `sets` of one record per statistic.
-    pub(crate) fn merge(&self, kernel: Kernel, sets: Option<u32>, flags: u32) -> Step {
+    /// One set of one record for each statistic, as the caller has them.
+    pub(crate) fn given_sets(&self, count: u32) -> Sets {
+        Sets {
+            count,
+            stride: self.params.statistics,
+            unit: 1.0,
+        }
+    }
+
+    /// A merge of this plan's partial results, or of sets of one record per statistic.
+    pub(crate) fn merge(&self, kernel: Kernel, sets: Option<Sets>, flags: u32) -> Step {
         self.merge_of(self.records(sets), kernel, flags)
     }
 
     /// The same over all groups at once, one result per channel.
-    pub(crate) fn merge_groups(&self, kernel: Kernel, sets: Option<u32>, flags: u32) -> Step {
+    pub(crate) fn merge_groups(&self, kernel: Kernel, sets: Option<Sets>, flags: u32) -> Step {
         let records = self.records(sets);
         let groups = self.problem.groups as u32;
         let joined = Params {
             statistics: records.channels,
             slots: records.slots * groups,
-            slot_stride: records.width,
+            slot_stride: if groups > 1 {
+                records.width
+            } else {
+                records.slot_stride
+            },
             ..records
         };
         self.merge_of(joined, kernel, flags)
     }
 
-    fn records(&self, sets: Option<u32>) -> Params {
+    fn records(&self, sets: Option<Sets>) -> Params {
         match sets {
             None => self.params,
-            // The caller's, whose M2 is in no unit of ours.
             Some(sets) => Params {
-                square_unit: 1.0,
-                slots: sets,
-                slot_stride: self.params.statistics,
+                square_unit: sets.unit,
+                slots: sets.count,
+                slot_stride: sets.stride,
                 width: self.params.channels,
                 repetitions: 1,
                 span: 1,
@@ -1259,6 +1401,9 @@ impl Plan {
 
     /// Every dispatch that an operation of this plan may make.
     fn steps(&self) -> Vec<Step> {
+        if self.is_chunked() {
+            return self.chunks.iter().flat_map(|c| c.plan.steps()).collect();
+        }
         let mut steps = vec![
             self.reduce(),
             self.merge(Kernel::Finalize, None, 0),
@@ -1350,6 +1495,14 @@ impl fmt::Display for Plan {
             self.walk,
             self.why
         )?;
+        if let Some(chunk) = self.chunks.first() {
+            let shape = chunk.plan.problem.shape();
+            writeln!(
+                f,
+                "  {} chunks of {shape:?} at most, each with",
+                self.chunks.len()
+            )?;
+        }
         let part = |step: &Step| {
             let [x, y] = step.grid;
             format!(

@@ -5,8 +5,11 @@ use std::str::FromStr;
 
 use crate::{Error, Result};
 
-/// The largest number of elements of one tensor: shaders index with 32 bits, and a padded row of vectors must fit too.
+/// The largest number of elements of one dispatch: shaders index with 32 bits, and a padded row of vectors must fit too.
+/// What is larger goes in chunks.
 pub(crate) const MAX_ELEMENTS: u64 = 1 << 31;
+/// The largest number of elements of a tensor. More than memory has.
+const MAX_TENSOR: u64 = 1 << 40;
 
 /// How the elements of a tensor (input, output, residual and their gradients) are stored. Arithmetic is f32 whatever the
 /// storage, and so are weight, bias, statistics and the gradients of weight and bias.
@@ -452,10 +455,10 @@ impl Problem {
         let elements = dimensions
             .iter()
             .fold(1u128, |a, &b| a.saturating_mul(b as u128));
-        if elements > MAX_ELEMENTS as u128 {
+        if elements > MAX_TENSOR as u128 {
             return Err(Error::TooManyElements {
                 elements,
-                limit: MAX_ELEMENTS,
+                limit: MAX_TENSOR,
             });
         }
         if !(self.eps >= 0.0 && self.eps <= f64::from(f32::MAX)) {

@@ -3,7 +3,7 @@
 use crate::arguments::{Affine, Backward, BufferRange, ForwardTraining, Running, Statistics};
 use crate::encode::{Dispatch, Operation, Prepared};
 use crate::kernels::{ErrorScopes, Kernel, Kernels, Slot};
-use crate::plan::{Params, Plan, Step, flags};
+use crate::plan::{Params, Plan, SQUARE_UNIT, Sets, Step, flags};
 use crate::problem::Momentum;
 use crate::{Activation, Error, Result};
 
@@ -26,6 +26,15 @@ impl Bound {
     /// Whether both are the same range of one buffer.
     pub(crate) fn is(&self, other: &Bound) -> bool {
         self.buffer == other.buffer && self.offset == other.offset && self.size == other.size
+    }
+
+    /// The part of a tensor that a chunk's plan is about, from an element on.
+    fn part(&self, start: u64, plan: &Plan) -> Bound {
+        Bound {
+            offset: self.offset + start * plan.problem().dtype.bytes(),
+            size: plan.problem().bytes(),
+            ..self.clone()
+        }
     }
 
     fn overlaps(&self, other: &Bound) -> bool {
@@ -548,20 +557,58 @@ impl<'a> Recorder<'a> {
         self.scatter(&gathered, vectors)
     }
 
+    /// Moments of the input: partial ones, or, where the tensor is cut into chunks, one set of moments a chunk.
     pub(crate) fn reduce(
         &mut self,
-        input: Bound,
+        input: &Bound,
         mask: Option<Bound>,
-        partials: Bound,
-    ) -> Result<()> {
-        let mut bindings = vec![(Slot::Input, input), (Slot::Partials, partials)];
-        bindings.extend(mask.map(|m| (Slot::Mask, m)));
-        self.push(self.plan.reduce(), bindings)
+    ) -> Result<(Bound, Option<Sets>)> {
+        self.of_chunks(Kernel::Combine, Slot::Coefficients, |r, start, plan| {
+            let partials = r.workspace("partials", plan.partials_bytes())?;
+            let mut bindings = vec![
+                (Slot::Input, input.part(start, plan)),
+                (Slot::Partials, partials.clone()),
+            ];
+            bindings.extend(mask.clone().map(|m| (Slot::Mask, m)));
+            r.push(plan.reduce(), bindings)?;
+            Ok(partials)
+        })
+    }
+
+    /// Records partial results of each chunk, and merges each chunk's into a set of one record per statistic; where the
+    /// tensor is not cut, the partial results are all.
+    fn of_chunks(
+        &mut self,
+        merge: Kernel,
+        merged: Slot,
+        mut partial: impl FnMut(&mut Self, u64, &'a Plan) -> Result<Bound>,
+    ) -> Result<(Bound, Option<Sets>)> {
+        let plan = self.plan;
+        if !plan.is_chunked() {
+            return Ok((partial(self, 0, plan)?, None));
+        }
+        let sets = plan.chunk_sets();
+        let size = plan.coefficients_bytes();
+        let stride = u64::from(sets.stride) * 16;
+        let together = self.workspace("moments of chunks", u64::from(sets.count) * stride)?;
+        for (i, (start, part)) in (0u64..).zip(plan.parts()) {
+            let partials = partial(self, start, part)?;
+            let set = Bound {
+                offset: i * stride,
+                size,
+                ..together.clone()
+            };
+            // M2 stays in the unit of partial results.
+            let mut step = part.merge(merge, None, 0);
+            step.params.result_unit = SQUARE_UNIT;
+            self.push(step, vec![(Slot::Partials, partials), (merged, set)])?;
+        }
+        Ok((together, Some(sets)))
     }
 
     pub(crate) fn finalize(
         &mut self,
-        sets: Option<u32>,
+        sets: Option<Sets>,
         partials: Bound,
         coefficients: &Bound,
         affine: Affine<'_>,
@@ -759,14 +806,24 @@ impl<'a> Recorder<'a> {
         coefficients: Bound,
         output: Bound,
     ) -> Result<()> {
-        let mut step = self.plan.normalize();
-        step.key.in_place = output.is(&input);
-        let mut bindings = vec![(Slot::Coefficients, coefficients), (Slot::Output, output)];
-        if !step.key.in_place {
-            bindings.push((Slot::Input, input));
+        for (start, plan) in self.plan.parts() {
+            let mut step = plan.normalize();
+            step.key.in_place = output.is(&input);
+            let mut bindings = vec![
+                (Slot::Coefficients, coefficients.clone()),
+                (Slot::Output, output.part(start, plan)),
+            ];
+            if !step.key.in_place {
+                bindings.push((Slot::Input, input.part(start, plan)));
+            }
+            bindings.extend(
+                residual
+                    .iter()
+                    .map(|r| (Slot::Residual, r.part(start, plan))),
+            );
+            self.push(step, bindings)?;
         }
-        bindings.extend(residual.map(|r| (Slot::Residual, r)));
-        self.push(step, bindings)
+        Ok(())
     }
 
     /// Values per channel that the mask lets count, one number for each piece of each group.
@@ -863,23 +920,29 @@ impl<'a> Recorder<'a> {
         self.kernels.caps().max_storage_buffers
     }
 
-    pub(crate) fn backward_reduce(&mut self, args: &BackwardBound) -> Result<Bound> {
-        let partials = self.workspace("partials", self.plan.partials_bytes())?;
-        let mut bindings = vec![
-            (Slot::Coefficients, args.coefficients.clone()),
-            (Slot::Partials, partials.clone()),
-        ];
-        let mut step = self.plan.backward_reduce();
-        if let Some(joined) = &args.joined {
-            joined.set(&mut step);
-            bindings.push((Slot::Input, joined.tensors.clone()));
-        } else {
-            bindings.push((Slot::Input, args.input.clone()));
-            bindings.push((Slot::GradOutput, args.grad_output.clone()));
-            bindings.extend(args.residual.clone().map(|r| (Slot::Residual, r)));
-        }
-        self.push(step, bindings)?;
-        Ok(partials)
+    pub(crate) fn backward_reduce(
+        &mut self,
+        args: &BackwardBound,
+    ) -> Result<(Bound, Option<Sets>)> {
+        self.of_chunks(Kernel::BackwardCombine, Slot::Sums, |r, start, plan| {
+            let partials = r.workspace("partials", plan.partials_bytes())?;
+            let mut bindings = vec![
+                (Slot::Coefficients, args.coefficients.clone()),
+                (Slot::Partials, partials.clone()),
+            ];
+            let mut step = plan.backward_reduce();
+            if let Some(joined) = &args.joined {
+                joined.set(&mut step);
+                bindings.push((Slot::Input, joined.tensors.clone()));
+            } else {
+                bindings.push((Slot::Input, args.input.part(start, plan)));
+                bindings.push((Slot::GradOutput, args.grad_output.part(start, plan)));
+                let residual = args.residual.iter();
+                bindings.extend(residual.map(|r| (Slot::Residual, r.part(start, plan))));
+            }
+            r.push(step, bindings)?;
+            Ok(partials)
+        })
     }
 
     pub(crate) fn backward_apply(
@@ -887,7 +950,7 @@ impl<'a> Recorder<'a> {
         args: &Backward<'_>,
         bound: BackwardBound,
         partials: Option<Bound>,
-        sets: Option<u32>,
+        sets: Option<Sets>,
         count: Option<u32>,
     ) -> Result<()> {
         let grads = self.grad_affine(args)?;
@@ -940,14 +1003,8 @@ impl<'a> Recorder<'a> {
             Access::Write,
             Some("grad_output"),
         )?;
-        let mut step = self.plan.backward_apply();
-        step.key.in_place = grad_input.is(&bound.grad_output);
-        step.key.mask = bound.mask.is_some();
-        step.key.frozen = matches!(args.statistics, Statistics::Running(_));
-        if step.key.in_place
-            && self.plan.problem().residual
-            && !self.plan.problem().writes_grad_residual()
-        {
+        let in_place = grad_input.is(&bound.grad_output);
+        if in_place && self.plan.problem().residual && !self.plan.problem().writes_grad_residual() {
             return Err(Error::Overlap {
                 first: "grad_output",
                 second: "grad_input",
@@ -955,26 +1012,33 @@ impl<'a> Recorder<'a> {
                 remedy: "give grad_input a range of its own, or plan the backward pass without the residual",
             });
         }
-        let mut bindings = vec![(Slot::Coefficients, bound.coefficients)];
-        if let Some(joined) = bound.joined {
-            joined.set(&mut step);
-            step.key.in_place = false; // grad_output is a copy
-            bindings.push((Slot::Input, joined.tensors));
-        } else {
-            if bound.mask.is_some() && !step.key.in_place && self.storage_buffers() < 5 {
-                self.copy(&bound.grad_output, &grad_input, 0)?;
-                step.key.in_place = true;
+        for (start, plan) in self.plan.parts() {
+            let mut step = plan.backward_apply();
+            step.key.in_place = in_place;
+            step.key.mask = bound.mask.is_some();
+            step.key.frozen = matches!(args.statistics, Statistics::Running(_));
+            let part = |whole: &Bound| whole.part(start, plan);
+            let mut bindings = vec![(Slot::Coefficients, bound.coefficients.clone())];
+            if let Some(joined) = &bound.joined {
+                joined.set(&mut step);
+                step.key.in_place = false; // grad_output is a copy
+                bindings.push((Slot::Input, joined.tensors.clone()));
+            } else {
+                if bound.mask.is_some() && !step.key.in_place && self.storage_buffers() < 5 {
+                    self.copy(&part(&bound.grad_output), &part(&grad_input), 0)?;
+                    step.key.in_place = true;
+                }
+                bindings.push((Slot::Input, part(&bound.input)));
+                if !step.key.in_place {
+                    bindings.push((Slot::GradOutput, part(&bound.grad_output)));
+                }
+                bindings.extend(bound.residual.iter().map(|r| (Slot::Residual, part(r))));
+                bindings.extend(bound.mask.clone().map(|m| (Slot::Mask, m)));
             }
-            bindings.push((Slot::Input, bound.input));
-            if !step.key.in_place {
-                bindings.push((Slot::GradOutput, bound.grad_output));
-            }
-            bindings.extend(bound.residual.map(|r| (Slot::Residual, r)));
-            bindings.extend(bound.mask.map(|m| (Slot::Mask, m)));
+            bindings.push((Slot::GradInput, part(&grad_input)));
+            bindings.extend(grad_residual.iter().map(|r| (Slot::GradResidual, part(r))));
+            self.push(step, bindings)?;
         }
-        bindings.push((Slot::GradInput, grad_input));
-        bindings.extend(grad_residual.map(|r| (Slot::GradResidual, r)));
-        self.push(step, bindings)?;
 
         self.scatter_gradients(args, grads)
     }

@@ -54,8 +54,8 @@ struct Params {
     residual_start: u32,
     grad_output_start: u32,
     mask_start: u32,
+    result_unit: f32,      // of M2 in the records that a merge writes
     pad_0: u32,            // to a multiple of 16 bytes
-    pad_1: u32,
 }
 
 const HAS_AFFINE: u32 = 1u;

@@ -267,8 +267,8 @@ fn shaders_and_rust_agree_on_parameters() {
         residual_start,
         grad_output_start,
         mask_start,
+        result_unit,
         pad_0,
-        pad_1,
     ];
     let (module, _) = parse(&compose(Elements::F32x4, &TABLE[0]));
     let (_, params) = module

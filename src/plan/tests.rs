@@ -79,3 +79,68 @@ fn merges_end_before_the_loop_does() {
     let too_many = Plan::new(&Problem::new(2, 1, 2).groups(1 << 25), &caps);
     assert!(matches!(too_many, Err(Error::Limit { .. })), "{too_many:?}");
 }
+
+/// Chunks follow on each other without a gap, start where a binding may, and fit; also past 2³² elements.
+#[test]
+fn chunks_cover_the_tensor() {
+    let limit = |bytes: u64| {
+        let mut caps = caps(65_535, wgpu::DeviceType::DiscreteGpu);
+        caps.max_binding_size = bytes;
+        caps
+    };
+    let shapes = [
+        ([3072, 64, 112 * 112], 128 << 20),
+        ([1 << 17, 64, 112 * 112], 2 << 30), // 10¹¹ elements
+        ([1 << 20, 256, 49], 1 << 20),
+        ([140_001, 6, 1], 1 << 20),
+        ([1, 1, 600_001], 1 << 20),
+        ([999, 1, 1001], 1 << 20),
+        ([900, 3, 601], 1 << 20),
+        ([1 << 31, 1, 1], 128 << 20),
+        ([1 << 20, 2048, 1], 128 << 20),
+    ];
+    for (shape, bytes) in shapes {
+        for dtype in Dtype::ALL {
+            let problem = Problem::new(shape[0], shape[1], shape[2]).dtype(dtype);
+            let plan = Plan::new(&problem, &limit(bytes)).unwrap();
+            assert!(plan.is_chunked(), "{plan}");
+            let mut next = 0;
+            for (start, part) in plan.parts() {
+                assert_eq!(start, next, "{plan}");
+                assert!((start * dtype.bytes()).is_multiple_of(256), "{plan}");
+                assert!(part.problem.bytes() <= bytes && part.problem.elements() <= MAX_ELEMENTS);
+                assert_eq!(part.problem.channels, shape[1]);
+                next += part.problem.elements();
+            }
+            assert_eq!(next, problem.elements());
+            let values: u64 = plan.parts().map(|(_, part)| part.problem.count()).sum();
+            assert_eq!(values, problem.count());
+            assert!(
+                plan.workspace_bytes() < problem.bytes() / 100 + (1 << 20),
+                "{plan}"
+            );
+        }
+    }
+    // What cannot be cut is refused by name: a channel's row that no binding holds, masks, groups.
+    for problem in [
+        Problem::new(1, 3, 1 << 20),
+        Problem::new(131, 3, 2501), // 64 rows make a place that a binding may start at
+        Problem::new(1 << 20, 1, 2).with_mask(),
+        Problem::new(1 << 18, 4, 1).groups(2),
+    ] {
+        let refused = Plan::new(&problem, &limit(1 << 20));
+        assert!(matches!(refused, Err(Error::Limit { .. })), "{refused:?}");
+    }
+    let resident = Choices::default().strategy(Strategy::Resident);
+    let refused = Plan::with(&Problem::new(1 << 20, 4, 4), &limit(1 << 20), &resident);
+    assert!(
+        matches!(refused, Err(Error::Unsupported { .. })),
+        "{refused:?}"
+    );
+    // More values in a channel than the merge counts.
+    let refused = Plan::new(&Problem::new(1 << 33, 1, 1), &limit(1 << 30));
+    assert!(
+        matches!(refused, Err(Error::TooManyElements { .. })),
+        "{refused:?}"
+    );
+}

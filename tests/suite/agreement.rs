@@ -8,7 +8,7 @@ use crate::{name, on_every_adapter};
 fn agree(gpu: &Gpu, choices: &Choices) {
     let mut failures = Vec::new();
     let outcomes = run_cases(gpu, cases(false, choices, Filter::default()), |_| {});
-    for outcome in outcomes.iter().filter(|o| !o.passed()) {
+    for outcome in outcomes.iter().filter(|o| o.failed()) {
         let report = match &outcome.result {
             Err(error) => error.clone(),
             Ok(all) => all
@@ -21,9 +21,10 @@ fn agree(gpu: &Gpu, choices: &Choices) {
         failures.push(format!("{}\n{report}", outcome.case));
     }
     println!(
-        "{}: {} cases, {} failed",
+        "{}: {} cases, {} refused by the planner, {} failed",
         name(gpu),
         outcomes.len(),
+        outcomes.iter().filter(|o| o.refused).count(),
         failures.len()
     );
     assert!(

@@ -3,6 +3,7 @@
 mod agreement;
 mod api;
 mod bad_input;
+mod chunks;
 mod conformance;
 mod edges;
 mod literature;
