@@ -13,6 +13,11 @@ else
 BACKENDS ?= vulkan gl
 endif
 
+# Targets that `make matrix` goes through after them: what needs none of this machine's GPUs.
+PARTS ?= web-test compilers dxc radv cross
+
+PYTHON ?= python3
+
 # No "Leaving directory" after the summary of a nested `make test`.
 MAKEFLAGS += --no-print-directory
 
@@ -20,7 +25,7 @@ MAKEFLAGS += --no-print-directory
 export XDG_RUNTIME_DIR := $(or $(XDG_RUNTIME_DIR),$(TMPDIR),/tmp)
 
 .DEFAULT_GOAL := help
-.PHONY: help adapter demo test lint check web web-test matrix clean
+.PHONY: help adapter demo test lint check web web-test compilers dxc radv cross matrix clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -56,16 +61,29 @@ web-test: web ## drive the page in a headless Chromium, whose compiler sees ever
 	$(CARGO) fmt --manifest-path web/Cargo.toml --all --check
 	@bash scripts/test-web.sh
 
-# Every backend is gone through even when one of them fails, and the failure is kept.
-matrix: ## check, then every kernel path on every backend (before a release)
-	@$(MAKE) check
-	@failed=; for backend in $(BACKENDS); do \
-		echo "== $$backend"; \
-		$(CARGO) run --release --locked --package wgpu-batchnorm-cli -- check --full --backend $$backend \
-			|| failed="$$failed $$backend"; \
-	done; \
-	echo "== browser"; $(MAKE) web-test || failed="$$failed browser"; \
-	if [ -n "$$failed" ]; then echo "failed on:$$failed" >&2; exit 1; fi
+# The companion crate that asks compilers: a workspace of its own, so that nothing else depends on what it needs.
+COMPILERS := --locked --manifest-path tools/compilers/Cargo.toml --target-dir "$(TARGET)/compilers"
+
+compilers: ## lint and test the companion crate of the next two
+	$(CARGO) fmt --manifest-path tools/compilers/Cargo.toml --check
+	$(CARGO) clippy $(COMPILERS) --all-targets -- -D warnings
+	$(CARGO) test $(COMPILERS)
+
+dxc: ## every variant as HLSL through the real DirectX shader compiler
+	@library="$$(bash scripts/dxc.sh)" && $(CARGO) run --quiet $(COMPILERS) -- dxc --library "$$library"
+
+RADV_ICD ?= /usr/share/vulkan/icd.d/radeon_icd.x86_64.json
+
+radv: ## what plans choose through Mesa's compiler for AMD, against benches/results/radv.md
+	@bash scripts/apt-install.sh "$(RADV_ICD)" libvulkan1 mesa-vulkan-drivers
+	@$(CARGO) run --quiet $(COMPILERS) -- radv --check --icd "$(RADV_ICD)"
+
+cross: ## type-check the library for Windows (DX12) and macOS (Metal)
+	@bash scripts/cross-check.sh
+
+# One after the other, whatever -j says, each even when another failed; one table at the end.
+matrix: ## check, every kernel path on every backend, the browser and compilers (before a release)
+	@$(PYTHON) scripts/matrix.py "$(BACKENDS)" "$(PARTS)"
 
 clean: ## remove what was built
 	$(CARGO) clean

@@ -663,6 +663,9 @@ impl PipelineKey {
     }
 }
 
+/// Every scratch element is written before it is read. On some drivers one invocation would write all the zeros.
+pub(crate) const ZERO_INITIALIZE_WORKGROUP_MEMORY: bool = false;
+
 impl PipelineKey {
     /// What a device with four storage buffers runs in place of a kernel that may need more.
     pub(crate) fn with_few_bindings(self) -> Vec<PipelineKey> {
@@ -923,8 +926,7 @@ impl Kernels {
             entry_point: Some(entry.entry_point),
             compilation_options: wgpu::PipelineCompilationOptions {
                 constants: &key.constants(),
-                // Every scratch element is written before it is read.
-                zero_initialize_workgroup_memory: false,
+                zero_initialize_workgroup_memory: ZERO_INITIALIZE_WORKGROUP_MEMORY,
             },
             cache: self.shared.cache.as_ref(),
         });
@@ -1011,3 +1013,5 @@ pub(crate) fn ready<T>(future: impl Future<Output = T>) -> T {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod translations;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use crate::kernels::{Elements, PipelineKey, TABLE};
+use crate::kernels::{Elements, PipelineKey, TABLE, ZERO_INITIALIZE_WORKGROUP_MEMORY};
 use crate::plan::{ChannelLookup, Plan};
 use crate::{Activation, Dtype};
 
@@ -101,6 +101,11 @@ impl Shader {
             .collect()
     }
 
+    /// Whether workgroup memory is to be zero before the shader runs, as `PipelineCompilationOptions` takes it.
+    pub fn zero_initializes_workgroup_memory(&self) -> bool {
+        ZERO_INITIALIZE_WORKGROUP_MEMORY
+    }
+
     /// Whether it passes over whole tensors, and not over per-channel arrays alone.
     pub fn is_pass(&self) -> bool {
         self.0.kernel.entry().has_tensors()
@@ -131,13 +136,15 @@ impl fmt::Display for Shader {
             (key.mask, "mask"),
             (key.in_place, "in-place"),
             (key.frozen, "frozen"),
-            (key.held > 0, "held"),
             (key.joined, "joined"),
             (key.pooled, "pooled"),
         ] {
             if on {
                 write!(f, " {name}")?;
             }
+        }
+        if key.held != 0 {
+            write!(f, " held {}", key.held)?;
         }
         if key.absent != 0 {
             write!(f, " without")?;

@@ -1,0 +1,68 @@
+//! Static proofs on real compilers: every variant of the kernels through DXC and through Mesa's RADV, without the
+//! hardware of either.
+
+mod dxc;
+mod radv;
+mod shapes;
+mod translate;
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(about, long_about = None)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Compile every variant to DXIL.
+    Dxc {
+        /// The DirectX shader compiler's shared library.
+        #[arg(long, value_name = "FILE")]
+        library: PathBuf,
+    },
+    /// Compile what plans choose for AMD families, and hold registers, waves and widths to their targets.
+    Radv {
+        /// Compare with the table: the default.
+        #[arg(long, conflicts_with = "write")]
+        check: bool,
+        /// Write the table anew.
+        #[arg(long)]
+        write: bool,
+        /// The table.
+        #[arg(long, value_name = "FILE", default_value = "benches/results/radv.md")]
+        table: PathBuf,
+        /// The file that describes RADV to the Vulkan loader.
+        #[arg(
+            long,
+            value_name = "FILE",
+            default_value = "/usr/share/vulkan/icd.d/radeon_icd.x86_64.json"
+        )]
+        icd: PathBuf,
+    },
+    /// One family's part of `radv`, in the environment that it sets.
+    #[command(hide = true)]
+    RadvFamily,
+}
+
+fn main() -> anyhow::Result<()> {
+    match Arguments::parse().command {
+        Command::Dxc { library } => dxc::run(&library),
+        Command::Radv {
+            write, table, icd, ..
+        } => radv::run(
+            if write {
+                radv::Mode::Write
+            } else {
+                radv::Mode::Check
+            },
+            &table,
+            &icd,
+        ),
+        Command::RadvFamily => radv::family(),
+    }
+}
