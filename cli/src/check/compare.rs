@@ -491,7 +491,7 @@ fn gradients_of(
         .axis_iter(Axis(1))
         .map(|t| t.mapv(f64::abs).sum())
         .collect();
-    // A smooth activation's dz is known to half a unit of f32, which γ·invstd multiplies: up to 1/√ε where a channel hardly
+    // A smooth activation's dz is known to some units of f32, which γ·invstd multiplies: up to 1/√ε where a channel hardly
     // varies, and then dz - Σdz/m is far smaller than dz.
     let largest = |a: &Array3<f64>| {
         let finite = a.iter().filter(|v| v.is_finite());
@@ -504,7 +504,8 @@ fn gradients_of(
             let s = o / problem.outer * problem.channels + c;
             *dz *= inputs.weight.map_or(1.0, |w| w[c]) * statistics.invstd[s];
         });
-        input_bound = input_bound.max(1.5e-7 * largest(&scaled) / largest(&want.input).max(1.0));
+        input_bound =
+            input_bound.max(bounds.products * largest(&scaled) / largest(&want.input).max(1.0));
     }
     let mut out = vec![
         bounds.tensor("grad_input", &got.input, &want.input, input_bound),
