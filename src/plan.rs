@@ -163,7 +163,7 @@ pub struct Choices {
     pub strategy: Option<Strategy>,
     /// How reductions walk.
     pub walk: Option<Walk>,
-    /// Pieces per channel (planar) or column, at most; the planner's ceiling is 64.
+    /// Pieces per channel (planar) or column, at most, up to 512; the planner's ceiling is 64 on software adapters.
     pub pieces: Option<u32>,
     /// Lanes of a reducing workgroup, a power of two from 1.
     pub reduce_workgroup: Option<u32>,
@@ -427,8 +427,10 @@ const CPU: CostModel = CostModel {
     lanes: 64.0,
 };
 
-/// A channel's partial results, at most; so that merging them costs next to nothing.
-const MAX_PIECES: u64 = 64;
+/// A channel's partial results, at most; so that merging them costs next to nothing. A GPU needs that many where a few
+/// tiles of columns are all there is, and merges them by many lanes.
+const MAX_PIECES: u64 = 512;
+const MAX_PIECES_CPU: u64 = 64;
 
 /// Of a core's cache, what a piece of all columns may take on a software adapter.
 const CPU_PIECE_BYTES: u64 = 64 << 10;
@@ -570,7 +572,8 @@ impl Plan {
             fused: None,
         };
         plan.params = plan.common();
-        let ceiling = u64::from(choices.pieces.unwrap_or(MAX_PIECES as u32)).clamp(1, MAX_PIECES);
+        let most = if cpu { MAX_PIECES_CPU } else { MAX_PIECES };
+        let ceiling = choices.pieces.map_or(most, u64::from).clamp(1, MAX_PIECES);
         let cut = |plan: &Plan, lanes, ceiling| match walk {
             Walk::Planar => plan.cut_planar(lanes, ceiling),
             Walk::Columns => plan.cut_columns(lanes, ceiling),
@@ -1329,7 +1332,7 @@ impl Plan {
     /// Pieces that a group's mask is counted in: long enough to be worth a workgroup, and short enough for one.
     fn mask_pieces(&self) -> u64 {
         let (count, lanes) = (self.problem.count(), u64::from(self.reduce_workgroup));
-        let few = count.div_ceil(64 * lanes).min(MAX_PIECES);
+        let few = count.div_ceil(64 * lanes).min(MAX_PIECES_CPU);
         few.max(count.div_ceil(MASK_PER_LANE * lanes))
     }
 

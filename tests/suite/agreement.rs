@@ -3,7 +3,7 @@
 use wgpu_batchnorm::{Choices, Gpu};
 use wgpu_batchnorm_cli::check::{Filter, cases, run_cases};
 
-use crate::{name, on_every_adapter};
+use crate::{name, on_every_adapter, on_every_adapter_but_gl};
 
 fn agree(gpu: &Gpu, choices: &Choices) {
     let mut failures = Vec::new();
@@ -44,13 +44,13 @@ fn gpu_agrees_with_the_reference() {
 #[test]
 fn plans_for_a_gpu_agree_with_the_reference() {
     let choices = Choices::default().device_type(wgpu::DeviceType::DiscreteGpu);
-    on_every_adapter(|gpu| agree(gpu, &choices));
+    on_every_adapter_but_gl(|gpu| agree(gpu, &choices));
 }
 
 /// A device with WebGPU's default limits: 8 storage buffers, 256 invocations, 16 KiB of workgroup memory.
 #[test]
 fn default_limits_are_enough() {
-    on_every_adapter(|gpu| {
+    on_every_adapter_but_gl(|gpu| {
         let small = Gpu::with_limits(gpu.adapter.clone(), wgpu::Limits::default()).unwrap();
         agree(
             &small,

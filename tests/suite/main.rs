@@ -60,6 +60,18 @@ fn on_every_adapter(test: impl Fn(&Gpu)) {
     }
 }
 
+/// The same without GL, whose compiler takes most of a second for a kernel: for what changes plans and not the language.
+/// `make matrix` goes through GL in full.
+fn on_every_adapter_but_gl(test: impl Fn(&Gpu)) {
+    let is_gl = |gpu: &Gpu| gpu.adapter.get_info().backend == wgpu::Backend::Gl;
+    let only_gl = GPUS.iter().all(|(gpu, _)| is_gl(gpu));
+    on_every_adapter(|gpu| {
+        if only_gl || !is_gl(gpu) {
+            test(gpu);
+        }
+    });
+}
+
 fn name(gpu: &Gpu) -> String {
     let info = gpu.adapter.get_info();
     format!("{} ({})", info.name, info.backend)
