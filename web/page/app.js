@@ -96,7 +96,7 @@ class Task {
     this.bar.max = all;
     this.bar.value = done;
     const now = performance.now();
-    if (now - this.told > 1500 && !this.stopped) {
+    if (now - this.told > 3000 && !this.stopped) {
       this.told = now;
       this.say(`${done} of ${all}: ${text}`);
     }
@@ -161,17 +161,18 @@ async function runCheck(task) {
   const all = report.passed + report.failed;
   const good = report.failed === 0 && report.exact_remainders;
   const remainders = report.exact_remainders ? "" : " The browser's compiler does not keep exact remainders: sums may lose digits.";
-  task.say(`${task.stopped ? "Stopped. " : ""}${report.passed} of ${all} cases agree with the reference${report.failed ? `, ${report.failed} do not` : ""}.${remainders}`,
+  const refused = report.refused ? ` The planner refused ${report.refused} more, by design.` : "";
+  task.say(`${task.stopped ? "Stopped. " : ""}${report.passed} of ${all} cases agree with the reference${report.failed ? `, ${report.failed} do not` : ""}.${refused}${remainders}`,
     good ? "good" : "bad");
-  const headings = [["Operation"], ["Type"], ["Data"], ["Cases", "number"], ["Failed", "number"], ["Worst error", "number"],
+  const headings = [["Operation"], ["Type"], ["Strategy"], ["Data"], ["Cases", "number"], ["Failed", "number"], ["Worst error", "number"],
     ["Of its bound", "number"], ["In", "wide"], ["At shape", "wide"]];
   const rows = lines.map((line) => [
-    [line.operation], [line.dtype], [line.ordinary ? "ordinary" : "adversarial"],
+    [line.operation], [line.dtype], [line.strategy], [line.ordinary ? "ordinary" : "adversarial"],
     [String(line.cases), "number"], [String(line.failed), line.failed ? "number bad" : "number"],
     [brief(line.error), "number"], [share(line.of_bound), "number"],
     [line.tensor ?? "–", "wide"], [line.shape.join(" × "), "wide"],
   ]);
-  task.results.replaceChildren(table(headings, rows, "Errors by operation, type and data"));
+  task.results.replaceChildren(table(headings, rows, "Errors by operation, type, strategy and data"));
   for (const failure of failures.slice(0, 20)) task.results.append(make("pre", { textContent: failure }));
   $("check-save").disabled = false;
 }

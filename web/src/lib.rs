@@ -89,8 +89,10 @@ impl Session {
                 json!({
                     "operation": line.operation.name(),
                     "dtype": line.dtype.to_string(),
+                    "strategy": line.strategy,
                     "ordinary": line.ordinary,
                     "cases": line.cases,
+                    "refused": line.refused,
                     "failed": line.failed,
                     "error": worst.map(|c| c.error),
                     "of_bound": worst.map(|c| c.of_bound),
@@ -101,7 +103,7 @@ impl Session {
             .collect();
         let failures: Vec<String> = outcomes
             .iter()
-            .filter(|outcome| !outcome.passed())
+            .filter(|outcome| outcome.failed())
             .map(|outcome| {
                 let reason = match &outcome.result {
                     Err(error) => error.clone(),
