@@ -141,11 +141,12 @@ function table(headings, rows, label) {
 }
 
 function share(ofBound) {
-  const percent = ofBound == null ? NaN : 100 * ofBound;
+  if (ofBound === null) return "–"; // refused, or no result at all, which is listed below
+  const percent = 100 * ofBound;
   const width = Number.isFinite(percent) ? Math.min(percent, 100) : 100;
   const bar = make("div", { className: percent <= 100 ? "bar" : "bar bad" });
   bar.style.width = `${width}%`;
-  const text = Number.isNaN(percent) ? "–" : percent < 1000 ? `${percent.toFixed(0)} %` : "≫";
+  const text = percent < 1000 ? `${percent.toFixed(0)} %` : "≫";
   return make("div", { className: "share" }, make("span", { textContent: text }), make("div", { className: "track" }, bar));
 }
 
@@ -164,12 +165,12 @@ async function runCheck(task) {
   const refused = report.refused ? ` The planner refused ${report.refused} more, by design.` : "";
   task.say(`${task.stopped ? "Stopped. " : ""}${report.passed} of ${all} cases agree with the reference${report.failed ? `, ${report.failed} do not` : ""}.${refused}${remainders}`,
     good ? "good" : "bad");
-  const headings = [["Operation"], ["Type"], ["Strategy"], ["Data"], ["Cases", "number"], ["Failed", "number"], ["Worst error", "number"],
+  const headings = [["Operation"], ["Type"], ["Strategy"], ["Data"], ["Cases", "number wide"], ["Failed", "number"], ["Worst error", "number"],
     ["Of its bound", "number"], ["In", "wide"], ["At shape", "wide"]];
   const rows = lines.map((line) => [
     [line.operation], [line.dtype], [line.strategy], [line.ordinary ? "ordinary" : "adversarial"],
-    [String(line.cases), "number"], [String(line.failed), line.failed ? "number bad" : "number"],
-    [brief(line.error), "number"], [share(line.of_bound), "number"],
+    [String(line.cases), "number wide"], [String(line.failed), line.failed ? "number bad" : "number"],
+    [line.refused === line.cases ? "refused" : brief(line.error), "number"], [share(line.of_bound), "number"],
     [line.tensor ?? "–", "wide"], [line.shape.join(" × "), "wide"],
   ]);
   task.results.replaceChildren(table(headings, rows, "Errors by operation, type, strategy and data"));

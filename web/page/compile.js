@@ -1,6 +1,6 @@
 // The browser's WGSL compiler on every shader.
 
-const AT_ONCE = 16;
+const AT_ONCE = 8;
 
 /** What the compiler says of one module: errors, and warnings too. */
 async function complaints(module) {

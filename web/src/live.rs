@@ -12,6 +12,7 @@ pub struct Live {
     input: wgpu::Buffer,
     output: wgpu::Buffer,
     affine: wgpu::Buffer,
+    running: wgpu::Buffer,
     training: Operation,
     inference: Operation,
     features: usize,
@@ -69,14 +70,15 @@ impl Live {
             input,
             output,
             affine,
+            running,
             training,
             inference,
             features,
         })
     }
 
-    /// Normalises one batch, and gives the output. The running statistics take it in; with `running` the output is by
-    /// them, otherwise by the batch's own.
+    /// Normalises one batch, and gives the output and, behind it, the running mean and variance. These take the batch in;
+    /// with `by_running` the output is by them, otherwise by the batch's own statistics.
     ///
     /// # Errors
     /// A device that is lost.
@@ -85,7 +87,7 @@ impl Live {
         activations: Vec<f32>,
         weight: f32,
         bias: f32,
-        running: bool,
+        by_running: bool,
     ) -> Result<Vec<f32>, JsValue> {
         let mut affine = vec![weight; self.features];
         affine.resize(2 * self.features, bias);
@@ -97,13 +99,16 @@ impl Live {
             .write_buffer(&self.input, 0, &bytes(&activations));
         let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
         self.training.encode(&mut encoder);
-        if running {
+        if by_running {
             self.inference.encode(&mut encoder);
         }
         self.gpu.queue.submit([encoder.finish()]);
-        let words = self.gpu.submit_and_read(None, &[&self.output]);
-        let words = words.map_err(failed)?.await.map_err(failed)?;
-        Ok(words.into_iter().flatten().map(f32::from_bits).collect())
+        let words = self
+            .gpu
+            .submit_and_read(None, &[&self.output, &self.running]);
+        let mut words: Vec<u32> = words.map_err(failed)?.await.map_err(failed)?.concat();
+        words.truncate(words.len() - self.features); // the number of batches is no float
+        Ok(words.into_iter().map(f32::from_bits).collect())
     }
 }
 
