@@ -10,15 +10,14 @@ async function complaints(module) {
     .map(({ type, lineNum, linePos, message }) => `${type} at ${lineNum}:${linePos}: ${message}`);
 }
 
-/** Of the planned pipelines those that bring a value of a constant to a module for the first time. */
+/** Of the planned pipelines those that bring a value of a constant to an entry point, or a module, for the first time. */
 export function selection({ pipelines }) {
   const met = new Set();
   return new Set(pipelines.filter(({ module, entry_point, constants, planned }) => {
-    const news = Object.entries(constants)
-      .map(([name, value]) => `${module} ${entry_point} ${name} ${value}`)
-      .filter((triple) => !met.has(triple));
+    const news = [`module ${module}`, ...Object.entries(constants).map(([name, value]) => `${entry_point} ${name} ${value}`)]
+      .filter((seen) => !met.has(seen));
     if (!planned || !news.length) return false;
-    news.forEach((triple) => met.add(triple));
+    news.forEach((seen) => met.add(seen));
     return true;
   }));
 }

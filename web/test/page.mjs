@@ -3,7 +3,7 @@
 // that the browser writes to its console as a warning or an error.
 //
 // Every module is compiled. Pipelines are made of a selection of variants, in which each value of each constant meets each
-// module; with PIPELINES=planned of all that plans use, with PIPELINES=all of every variant, which takes an hour or more
+// entry point; with PIPELINES=planned of all that plans use, with PIPELINES=all of every variant, which takes an hour or more
 // on a software adapter. CASES=1 checks every case of the matrix, and not every sixth.
 import assert from "node:assert/strict";
 import { mkdirSync, readFileSync } from "node:fs";
