@@ -6,6 +6,7 @@ mod radv;
 mod shapes;
 mod translate;
 
+use std::num::NonZero;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
@@ -27,6 +28,9 @@ enum Command {
         /// The DirectX shader compiler's shared library.
         #[arg(long, value_name = "FILE")]
         library: PathBuf,
+        /// Compile one of so many variants only, for a quick look.
+        #[arg(long, value_name = "N", default_value_t = NonZero::<usize>::MIN)]
+        every: NonZero<usize>,
     },
     /// Compile what plans choose for AMD families, and hold registers, waves and widths to their targets.
     Radv {
@@ -71,7 +75,7 @@ enum Command {
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
-        Command::Dxc { library } => dxc::run(&library),
+        Command::Dxc { library, every } => dxc::run(&library, every.get()),
         Command::Radv {
             write, table, icd, ..
         } => radv::run(
