@@ -44,7 +44,7 @@ fn forward_planar(
         var sum = Pair(vec4(0.0), vec4(0.0));
         for (var i = 0u; i < HELD; i++) {
             let d = select(vec4(0.0), held[i] - pivot, lane + i * WORKGROUP < span.end);
-            run = both(run, Sums(d, d * (d * SQUARE_UNIT), vec4(0.0)));
+            run = both(run, Sums(d, d * (d * params.square_unit), vec4(0.0)));
             if i % 4u == 3u || i + 1u == HELD {
                 sum = add(sum, folded(run));
                 run = Sums(vec4(0.0), vec4(0.0), vec4(0.0));
@@ -134,7 +134,7 @@ fn forward_columns(
         var second = Pair(vec4(0.0), vec4(0.0));
         for (var i = 0u; i < HELD; i++) {
             let d = select(vec4(0.0), held[i] - pivot, at.lane_row + i * at.lane_rows < at.end);
-            run = both(run, Sums(d, d * (d * SQUARE_UNIT), vec4(0.0)));
+            run = both(run, Sums(d, d * (d * params.square_unit), vec4(0.0)));
             if i % 4u == 3u || i + 1u == HELD {
                 first = add(first, run.first);
                 second = add(second, run.second);

@@ -10,7 +10,7 @@
 
 fn record(count: f32, pivot: f32, s1: f32, s1_low: f32, s2: f32, s2_low: f32) -> vec4<f32> {
     let delta = divide(Pair(vec4(s1), vec4(s1_low)), vec4(max(count, 1.0))).high.x;
-    let m2 = max(0.0, (s2 - s1 * (delta * SQUARE_UNIT)) + s2_low); // in this unit
+    let m2 = max(0.0, (s2 - s1 * (delta * params.square_unit)) + s2_low); // in this unit
     return vec4(count, pivot, delta, select(infinity(), m2, is_finite(s2)));
 }
 

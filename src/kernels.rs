@@ -683,13 +683,13 @@ impl PipelineKey {
             }
         };
         use Slot::*;
+        let joined = self.residual || self.mask;
         let sets: &[&[Slot]] = match self.kernel {
             Kernel::Finalize => &[
                 &[Partials, Affine, Saved, Coefficients],
                 &[Partials, Running],
             ],
-            Kernel::ForwardPlanar | Kernel::ForwardColumns => &[],
-            Kernel::BackwardPlanar | Kernel::BackwardColumns => &[],
+            fused if fused.is_fused() => &[],
             Kernel::BackwardFinalize => &[
                 &[Partials, Coefficients, GradAffine, Counts],
                 &[Partials, Coefficients, GroupGradients, Counts],
@@ -700,13 +700,13 @@ impl PipelineKey {
             Kernel::BackwardReducePlanar | Kernel::BackwardReduceColumns => {
                 &[&[Input, GradOutput, Coefficients, Partials]]
             }
-            // Joined, grad_output is a copy, and nothing in place; with a mask alone, grad_output is copied to grad_input.
-            _ if self.residual == self.in_place && (self.residual || self.mask) => &[],
+            // Joined, grad_output is a copy, and nothing in place.
+            _ if joined && self.in_place => &[],
             _ if self.residual => &[&[Input, Coefficients, GradInput, GradResidual]],
-            _ if self.in_place => &[&[Input, Mask, Coefficients, GradInput]],
+            _ if self.mask => &[&[Input, Coefficients, GradInput]],
             _ => &[&[Input, GradOutput, Coefficients, GradInput]],
         };
-        sets.iter().map(|set| only(set, self.residual)).collect()
+        sets.iter().map(|set| only(set, joined)).collect()
     }
 }
 

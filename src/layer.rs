@@ -73,6 +73,19 @@ impl BatchNorm {
     pub fn new(kernels: &Kernels, problem: &Problem) -> Result<Self> {
         problem.validate()?;
         let channels = problem.channels;
+        let (needed, limit) = (
+            16 * problem.statistics() as u64,
+            kernels.caps().max_binding_size,
+        );
+        if needed > limit {
+            return Err(Error::Limit {
+                what: "the saved statistics of a layer".into(),
+                needed,
+                limit,
+                name: "max_storage_buffer_binding_size and max_buffer_size",
+                remedy: "use fewer channels, or request a device with these limits raised".into(),
+            });
+        }
         let scopes = crate::kernels::ErrorScopes::push(kernels.device());
         let buffer = |label, rows: u64, vectors: usize| {
             kernels.device().create_buffer(&wgpu::BufferDescriptor {

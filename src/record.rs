@@ -3,7 +3,7 @@
 use crate::arguments::{Affine, Backward, BufferRange, ForwardTraining, Running, Statistics};
 use crate::encode::{Dispatch, Operation, Prepared};
 use crate::kernels::{ErrorScopes, Kernel, Kernels, Slot};
-use crate::plan::{Params, Plan, SQUARE_UNIT, Sets, Step, flags};
+use crate::plan::{Params, Plan, Sets, Step, flags};
 use crate::problem::Momentum;
 use crate::{Activation, Error, Result};
 
@@ -335,7 +335,9 @@ impl<'a> Recorder<'a> {
         let limit = self.plan.max_binding_size();
         if size > limit {
             let what = format!("the workspace ({name})");
-            let remedy = "use fewer channels, or a device with this limit raised".to_owned();
+            let remedy =
+                "use a smaller tensor or fewer channels, or a device with this limit raised"
+                    .to_owned();
             return Err(Error::Limit {
                 what,
                 needed: size,
@@ -563,16 +565,18 @@ impl<'a> Recorder<'a> {
         input: &Bound,
         mask: Option<Bound>,
     ) -> Result<(Bound, Option<Sets>)> {
-        self.of_chunks(Kernel::Combine, Slot::Coefficients, |r, start, plan| {
-            let partials = r.workspace("partials", plan.partials_bytes())?;
-            let mut bindings = vec![
-                (Slot::Input, input.part(start, plan)),
-                (Slot::Partials, partials.clone()),
-            ];
-            bindings.extend(mask.clone().map(|m| (Slot::Mask, m)));
-            r.push(plan.reduce(), bindings)?;
-            Ok(partials)
-        })
+        self.of_chunks(
+            Kernel::Combine,
+            Slot::Coefficients,
+            |r, start, plan, partials| {
+                let mut bindings = vec![
+                    (Slot::Input, input.part(start, plan)),
+                    (Slot::Partials, partials),
+                ];
+                bindings.extend(mask.clone().map(|m| (Slot::Mask, m)));
+                r.push(plan.reduce(), bindings)
+            },
+        )
     }
 
     /// Records partial results of each chunk, and merges each chunk's into a set of one record per statistic; where the
@@ -581,18 +585,25 @@ impl<'a> Recorder<'a> {
         &mut self,
         merge: Kernel,
         merged: Slot,
-        mut partial: impl FnMut(&mut Self, u64, &'a Plan) -> Result<Bound>,
+        mut reduce: impl FnMut(&mut Self, u64, &'a Plan, Bound) -> Result<()>,
     ) -> Result<(Bound, Option<Sets>)> {
         let plan = self.plan;
+        // One workspace for all chunks, which come one after the other.
+        let partials = self.workspace("partials", plan.partials_bytes())?;
         if !plan.is_chunked() {
-            return Ok((partial(self, 0, plan)?, None));
+            reduce(self, 0, plan, partials.clone())?;
+            return Ok((partials, None));
         }
         let sets = plan.chunk_sets();
         let size = plan.coefficients_bytes();
         let stride = u64::from(sets.stride) * 16;
         let together = self.workspace("moments of chunks", u64::from(sets.count) * stride)?;
         for (i, (start, part)) in (0u64..).zip(plan.parts()) {
-            let partials = partial(self, start, part)?;
+            let partials = Bound {
+                size: part.partials_bytes(),
+                ..partials.clone()
+            };
+            reduce(self, start, part, partials.clone())?;
             let set = Bound {
                 offset: i * stride,
                 size,
@@ -600,7 +611,7 @@ impl<'a> Recorder<'a> {
             };
             // M2 stays in the unit of partial results.
             let mut step = part.merge(merge, None, 0);
-            step.params.result_unit = SQUARE_UNIT;
+            step.params.result_unit = plan.square_unit();
             self.push(step, vec![(Slot::Partials, partials), (merged, set)])?;
         }
         Ok((together, Some(sets)))
@@ -858,20 +869,34 @@ impl<'a> Recorder<'a> {
         statistics: Statistics<'_>,
         affine: Affine<'_>,
     ) -> Result<BackwardBound> {
-        // With everything on, the apply binds input, residual, grad_output, mask, coefficients and two gradients.
-        let join = residual.is_some() && self.storage_buffers() < 7;
+        // With everything on, the apply binds input, residual, grad_output, mask, coefficients and two gradients; without
+        // the residual, two fewer.
+        let needed = match (&residual, &mask) {
+            (Some(_), _) => 7,
+            (None, Some(_)) => 5,
+            (None, None) => 4,
+        };
+        let join = self.storage_buffers() < needed;
+        if join && self.plan.is_chunked() {
+            return Err(Error::Limit {
+                what: "a tensor that one binding cannot hold, with a residual or a mask,".into(),
+                needed: needed.into(),
+                limit: self.storage_buffers().into(),
+                name: "max_storage_buffers_per_shader_stage",
+                remedy: "request a device with this limit raised".into(),
+            });
+        }
         let mut bytes = 2 * self.plan.coefficients_bytes();
         if let (Some(mask), true) = (&mask, join) {
             bytes += mask.size;
         }
         let coefficients = self.workspace("coefficients", bytes.next_multiple_of(16))?;
         self.coefficients(statistics, affine, &coefficients, flags::FOR_BACKWARD)?;
-        let joined = match &residual {
-            Some(residual) if join => {
-                let tensors = [&input, residual, &grad_output];
-                Some(self.join(tensors, mask.as_ref(), &coefficients)?)
-            }
-            _ => None,
+        let joined = if join {
+            let tensors = [Some(&input), residual.as_ref(), Some(&grad_output)];
+            Some(self.join(tensors, mask.as_ref(), &coefficients)?)
+        } else {
+            None
         };
         Ok(BackwardBound {
             input,
@@ -886,7 +911,7 @@ impl<'a> Recorder<'a> {
     /// Copies tensors into one workspace, and the mask behind the coefficients.
     fn join(
         &mut self,
-        tensors: [&Bound; 3],
+        tensors: [Option<&Bound>; 3],
         mask: Option<&Bound>,
         coefficients: &Bound,
     ) -> Result<Joined> {
@@ -894,7 +919,9 @@ impl<'a> Recorder<'a> {
         let stride = self.plan.problem().bytes().next_multiple_of(16);
         let together = self.workspace("joined tensors", 3 * stride)?;
         for (i, tensor) in tensors.into_iter().enumerate() {
-            self.copy(tensor, &together, i as u64 * stride)?;
+            if let Some(tensor) = tensor {
+                self.copy(tensor, &together, i as u64 * stride)?;
+            }
         }
         let start = 2 * self.plan.coefficients_bytes();
         if let Some(mask) = mask {
@@ -924,25 +951,27 @@ impl<'a> Recorder<'a> {
         &mut self,
         args: &BackwardBound,
     ) -> Result<(Bound, Option<Sets>)> {
-        self.of_chunks(Kernel::BackwardCombine, Slot::Sums, |r, start, plan| {
-            let partials = r.workspace("partials", plan.partials_bytes())?;
-            let mut bindings = vec![
-                (Slot::Coefficients, args.coefficients.clone()),
-                (Slot::Partials, partials.clone()),
-            ];
-            let mut step = plan.backward_reduce();
-            if let Some(joined) = &args.joined {
-                joined.set(&mut step);
-                bindings.push((Slot::Input, joined.tensors.clone()));
-            } else {
-                bindings.push((Slot::Input, args.input.part(start, plan)));
-                bindings.push((Slot::GradOutput, args.grad_output.part(start, plan)));
-                let residual = args.residual.iter();
-                bindings.extend(residual.map(|r| (Slot::Residual, r.part(start, plan))));
-            }
-            r.push(step, bindings)?;
-            Ok(partials)
-        })
+        self.of_chunks(
+            Kernel::BackwardCombine,
+            Slot::Sums,
+            |r, start, plan, partials| {
+                let mut bindings = vec![
+                    (Slot::Coefficients, args.coefficients.clone()),
+                    (Slot::Partials, partials),
+                ];
+                let mut step = plan.backward_reduce();
+                if let Some(joined) = &args.joined {
+                    joined.set(&mut step);
+                    bindings.push((Slot::Input, joined.tensors.clone()));
+                } else {
+                    bindings.push((Slot::Input, args.input.part(start, plan)));
+                    bindings.push((Slot::GradOutput, args.grad_output.part(start, plan)));
+                    let residual = args.residual.iter();
+                    bindings.extend(residual.map(|r| (Slot::Residual, r.part(start, plan))));
+                }
+                r.push(step, bindings)
+            },
+        )
     }
 
     pub(crate) fn backward_apply(
@@ -1024,10 +1053,6 @@ impl<'a> Recorder<'a> {
                 step.key.in_place = false; // grad_output is a copy
                 bindings.push((Slot::Input, joined.tensors.clone()));
             } else {
-                if bound.mask.is_some() && !step.key.in_place && self.storage_buffers() < 5 {
-                    self.copy(&part(&bound.grad_output), &part(&grad_input), 0)?;
-                    step.key.in_place = true;
-                }
                 bindings.push((Slot::Input, part(&bound.input)));
                 if !step.key.in_place {
                     bindings.push((Slot::GradOutput, part(&bound.grad_output)));

@@ -24,8 +24,8 @@ use crate::{Activation, Dtype};
 pub struct Shader(PipelineKey);
 
 impl Shader {
-    /// Every variant that some problem, on some device, with some arguments can lead to, with so many lanes to a
-    /// workgroup (a power of two).
+    /// Every variant that some problem with some arguments can lead to on a device with WebGPU's 8 storage buffers, and those
+    /// of a device with 4, with so many lanes to a workgroup (a power of two).
     pub fn all(workgroup: u32) -> Vec<Shader> {
         const SWITCHES: [bool; 2] = [false, true];
         const LOOKUPS: [ChannelLookup; 5] = [

@@ -49,7 +49,7 @@ struct Params {
     absent_1: u32,
     absent_2: u32,
     mask_pieces: u32,      // that a group's mask is counted in
-    square_unit: f32,      // of M2 in the records that are merged
+    square_unit: f32,      // a power of two that squares are summed in, and the unit of M2 in records that are merged
     // Where one binding holds several tensors: in words, and for the mask in vectors of the coefficients.
     residual_start: u32,
     grad_output_start: u32,
@@ -246,8 +246,6 @@ fn coarse(v: vec4<f32>, spread: vec4<f32>) -> vec4<f32> {
 
 // ---- Reductions: runs and pivots.
 
-// Squares are summed in this unit, a power of two: their sum stays within f32 wherever the variance does.
-const SQUARE_UNIT: f32 = 2.3283064365386963e-10; // 2⁻³²
 
 const PIVOT_VECTORS: u32 = 64u;  // 256 values
 const PIVOT_ROWS: u32 = 16u;

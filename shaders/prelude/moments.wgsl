@@ -18,11 +18,11 @@ fn deviations(span: Span, cell: Cell, pivot: f32) -> Sums {
     let begin = row_begin(span.first, cell.row);
     if !MASK {
         let d = keep_row(read_input(vector) - pivot, vector, begin);
-        return Sums(d, d * (d * SQUARE_UNIT), vec4(0.0)); // how many there are is known
+        return Sums(d, d * (d * params.square_unit), vec4(0.0)); // how many there are is known
     }
     let weights = row_weights(vector, begin, span.first_mask + cell.row * params.inner);
     let d = select(vec4(0.0), read_input(vector) - pivot, weights != vec4(0.0));
-    return Sums(d, d * (d * SQUARE_UNIT), weights);
+    return Sums(d, d * (d * params.square_unit), weights);
 }
 
 fn both(a: Sums, b: Sums) -> Sums {
@@ -89,7 +89,7 @@ fn pivot_from(lane: u32, origin: f32, sums: vec4<f32>, sampled: vec4<f32>) -> f3
     return coarse(vec4(center), vec4(select(0.0, abs(one - other), all_there))).x;
 }
 
-// x: Σ(x-K), y: Σ(x-K)² in SQUARE_UNIT, z: how many values the mask lets count.
+// x: Σ(x-K), y: Σ(x-K)² in params.square_unit, z: how many values the mask lets count.
 fn span_sums(lane: u32, span: Span, pivot: f32) -> Pair {
     // Four vectors at a time, so that their loads are in flight together; then the last ones.
     var t = span.start + lane;
@@ -123,11 +123,11 @@ fn column_deviations(at: Column, rows: u32, pivot: vec4<f32>, step: u32, mask_st
     let local = at.local + rows * step;
     if !MASK {
         let d = keep_group(read_input(at.first + local) - pivot, local);
-        return Sums(d, d * (d * SQUARE_UNIT), vec4(0.0)); // how many there are is known
+        return Sums(d, d * (d * params.square_unit), vec4(0.0)); // how many there are is known
     }
     let weights = group_weights(local, at.masks + vec4(rows * mask_step));
     let d = select(vec4(0.0), read_input(at.first + local) - pivot, weights != vec4(0.0));
-    return Sums(d, d * (d * SQUARE_UNIT), weights);
+    return Sums(d, d * (d * params.square_unit), weights);
 }
 
 // What a lane goes down: 4 neighbouring columns, every `lane_rows`-th row from `lane_row` on.
@@ -206,7 +206,7 @@ fn strip_pivot_from(lane: u32, origin: vec4<f32>, own_a: Pair, own_b: Pair, own_
 
 struct StripSums {
     first: Pair,       // Σ(x-K) of each column
-    second: Pair,      // Σ(x-K)² in SQUARE_UNIT
+    second: Pair,      // Σ(x-K)² in params.square_unit
     count: vec4<f32>,
 }
 

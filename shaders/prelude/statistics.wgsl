@@ -26,7 +26,7 @@ fn split_anew(count: f32, pivot: f32, delta: Pair, m2: f32) -> Moments {
 // The moments of values whose sums about a pivot are these pairs, which hold the same in all components.
 fn moments_of(count: f32, pivot: f32, first: Pair, second: Pair) -> Moments {
     let delta = divide(first, vec4(max(count, 1.0)));
-    let m2 = max(0.0, (second.high.x - first.high.x * (delta.high.x * SQUARE_UNIT)) + second.low.x);
+    let m2 = max(0.0, (second.high.x - first.high.x * (delta.high.x * params.square_unit)) + second.low.x);
     return split_anew(count, pivot, delta, select(infinity(), m2, is_finite(second.high.x)));
 }
 

@@ -227,7 +227,6 @@ fn block_of(work: u32, lane: u32) -> Block {
 }
 
 // The channel of a column; columns past the first `channels · inner` repeat them.
-
 fn column_channel(column: u32) -> u32 {
     return (column / params.inner) % params.channels;
 }

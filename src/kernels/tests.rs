@@ -319,16 +319,6 @@ fn shaders_and_rust_agree_on_flags() {
         };
         assert_eq!(bits, value, "{name}");
     }
-    let unit = module.constants.iter();
-    let (_, unit) = unit
-        .into_iter()
-        .find(|(_, c)| c.name.as_deref() == Some("SQUARE_UNIT"))
-        .unwrap();
-    let naga::Expression::Literal(naga::Literal::F32(unit)) = module.global_expressions[unit.init]
-    else {
-        panic!("SQUARE_UNIT is no f32")
-    };
-    assert_eq!(unit, crate::plan::SQUARE_UNIT);
 }
 
 /// The files stay few and readable.

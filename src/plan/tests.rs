@@ -1,6 +1,8 @@
 //! What the planner promises of every dispatch, over shapes and limits that no device of ours has.
 
 use super::*;
+use crate::Dtype;
+use crate::kernels::Kernel;
 
 fn caps(per_dimension: u32, device_type: wgpu::DeviceType) -> Caps {
     let limits = wgpu::Limits {
@@ -75,6 +77,39 @@ fn merges_end_before_the_loop_does() {
         let step = plan.merge_groups(Kernel::Finalize, None, 0);
         let lanes = step.key.workgroup / step.params.tile;
         assert!(3 * u64::from(step.params.slots) / u64::from(lanes) < 65_535);
+    }
+    // A channel, or a column, as a whole: more lanes, or a refusal.
+    let streaming = Choices::default().strategy(Strategy::Streaming);
+    let single = Choices::default().pieces(1).flat_workgroups(1);
+    for problem in [
+        Problem::new(1, 1, 1 << 24),
+        Problem::new(1 << 18, 32, 1),
+        Problem::new(1 << 21, 8, 1),
+        Problem::new(1, 1, 1 << 30),
+    ] {
+        for choices in [&streaming, &single] {
+            let Ok(plan) = Plan::with(&problem, &caps, choices) else {
+                continue;
+            };
+            for step in plan.steps() {
+                let p = &step.params;
+                let lanes = match step.key.kernel {
+                    Kernel::ReducePlanar | Kernel::ForwardPlanar | Kernel::BackwardPlanar => {
+                        step.key.workgroup
+                    }
+                    Kernel::ReduceColumns | Kernel::ForwardColumns | Kernel::BackwardColumns => {
+                        step.key.workgroup / p.tile
+                    }
+                    _ => continue,
+                };
+                let vectors = u64::from(p.piece_length / lanes);
+                assert!(
+                    vectors + vectors / 4 < 65_535,
+                    "{:?} of {plan}",
+                    step.key.kernel
+                );
+            }
+        }
     }
     let too_many = Plan::new(&Problem::new(2, 1, 2).groups(1 << 25), &caps);
     assert!(matches!(too_many, Err(Error::Limit { .. })), "{too_many:?}");

@@ -3,7 +3,7 @@
 use ndarray::{Array1, Array2, Array3};
 use wgpu_batchnorm::reference::{self, Inputs, Running, Statistics};
 use wgpu_batchnorm::{
-    Activation, Arrays, Backward, BackwardApply, Combine, Finalize, Gpu, Plan, Problem,
+    Activation, Arrays, Backward, BackwardApply, Combine, Dtype, Finalize, Gpu, Plan, Problem,
     RunningArrays, SavedArrays, Through,
 };
 use wgpu_batchnorm_cli::check::{ACTIVATIONS, Data, Random, input};
@@ -111,7 +111,7 @@ fn many_groups_are_merged() {
 fn the_variance_is_known_wherever_f32_holds_it() {
     on_every_adapter(|gpu| {
         for shape in [[64, 3, 100], [6, 5, 49], [4096, 4, 1]] {
-            for (std, running) in [(1e18, 1e-36), (4e18, 0.0), (1e-13, 1.0)] {
+            for (std, running) in [(1e18, 1e-36), (4e18, 0.0), (1e-13, 1.0), (1e-16, 1.0)] {
                 let problem = Problem::new(shape[0], shape[1], shape[2]).eps(0.0);
                 let x = input(Data::Normal(0.0, std), &problem, &mut Random::new(4));
                 let plan = plan(gpu, &problem);
@@ -125,6 +125,39 @@ fn the_variance_is_known_wherever_f32_holds_it() {
                 let what = format!("{shape:?}, std {std:e} (near {running:e}), {}", name(gpu));
                 close(&what, &got.output, &want, 1e-6);
             }
+        }
+    });
+}
+
+/// On four storage buffers too, the half of an odd tensor's last word that is not the tensor's stays as it was.
+#[test]
+fn half_a_word_stays_on_four_buffers() {
+    on_every_adapter(|gpu| {
+        let limits = wgpu::Limits::downlevel_defaults();
+        let small = Gpu::with_limits(gpu.adapter.clone(), limits).unwrap();
+        let problem = Problem::new(5, 1, 1).dtype(Dtype::F16).with_mask();
+        let step = prepared(&small, &problem);
+        let words = [0x3c00_3800u32, 0x4000_4200, 0x0000_4400].map(f32::from_bits);
+        let (x, dy) = (storage(&small, &words), storage(&small, &words));
+        let mask = storage(&small, &[1.0, 1.0, 0.0, 1.0, 1.0]);
+        let fill = f32::from_bits(0xabcd_ef01);
+        let (y, dx) = (storage(&small, &[fill; 4]), storage(&small, &[fill; 4]));
+        let saved = empty(&small, 4);
+        let forward = wgpu_batchnorm::ForwardTraining::new(&x, &y)
+            .mask(&mask)
+            .saved(&saved);
+        let backward = Backward::new(&x, &saved, &dy, &dx).mask(&mask);
+        run(
+            &small,
+            &[
+                &step.bind_forward_training(&forward).unwrap(),
+                &step.bind_backward(&backward).unwrap(),
+            ],
+        );
+        for buffer in [&y, &dx] {
+            let got = crate::api::words(&small, buffer);
+            assert_eq!((got[2] >> 16, got[3]), (0xabcd, 0xabcd_ef01));
+            assert!(got[0] != 0xabcd_ef01 && got[2] & 0xffff != 0xef01);
         }
     });
 }

@@ -53,13 +53,28 @@ fn choices_are_forced() {
         .unwrap();
         assert_eq!((plan.walk(), plan.strategy()), (walk, Strategy::Split));
     }
+    // Rows of whole vectors, and channels last, a multiple of 4 of them; what is not is refused.
+    let odd = Problem::nchw([8, 16, 7, 7]);
+    let last = Problem::nhwc([8, 4, 4, 18]);
     for strategy in [Strategy::Resident, Strategy::Streaming] {
-        let refused = Plan::with(&problem, &cpu(), &Choices::default().strategy(strategy));
-        assert!(
-            matches!(refused, Err(Error::Unsupported { .. })),
-            "{refused:?}"
-        );
+        let choices = Choices::default().strategy(strategy);
+        let plan = Plan::with(&problem, &cpu(), &choices).unwrap();
+        assert_eq!(plan.strategy(), strategy);
+        for refused in [&odd, &last] {
+            let refused = Plan::with(refused, &cpu(), &choices);
+            assert!(
+                matches!(refused, Err(Error::Unsupported { .. })),
+                "{refused:?}"
+            );
+        }
     }
+    // More than registers hold.
+    let resident = Choices::default().strategy(Strategy::Resident);
+    let refused = Plan::with(&Problem::nchw([64, 8, 256, 256]), &cpu(), &resident);
+    assert!(
+        matches!(refused, Err(Error::Unsupported { .. })),
+        "{refused:?}"
+    );
     for lanes in [0, 3, 1 << 20] {
         let refused = Plan::with(
             &problem,
@@ -99,8 +114,11 @@ fn the_workspace_is_small() {
 
 #[test]
 fn limits_are_respected_or_named() {
-    let big = Problem::new(1 << 20, 64, 1); // 256 MiB
-    let refused = Plan::new(&big, &Caps::webgpu_defaults());
+    // 256 MiB, where a binding holds 128: chunks, but for what cannot be cut.
+    let big = Problem::new(1 << 20, 64, 1);
+    let plan = Plan::new(&big, &Caps::webgpu_defaults()).unwrap();
+    assert!(plan.to_string().contains("2 chunks"), "{plan}");
+    let refused = Plan::new(&big.with_mask(), &Caps::webgpu_defaults());
     assert!(
         matches!(
             refused,
@@ -113,7 +131,7 @@ fn limits_are_respected_or_named() {
         "{refused:?}"
     );
     let weak = wgpu::Limits {
-        max_storage_buffers_per_shader_stage: 4,
+        max_storage_buffers_per_shader_stage: 3,
         ..wgpu::Limits::default()
     };
     let caps = Caps::from_limits(&weak, wgpu::DeviceType::IntegratedGpu);
