@@ -24,12 +24,12 @@ has_debian() {
 
 for target in "${targets[@]}"; do
     if has_std "$target"; then
-        "${CARGO:-cargo}" check --locked --lib --features "$features" --target "$target"
+        "${CARGO:-cargo}" check --locked --package wgpu-batchnorm --lib --features "$features" --target "$target"
     elif has_debian; then
         # A folder of its own: the other compiler's artefacts are of no use to it. -Z is for building the standard
         # library alone.
-        RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1 /usr/bin/cargo check --locked --lib --features "$features" \
-            --target "$target" -Zbuild-std=std,panic_abort --target-dir "${CARGO_TARGET_DIR:-target}/cross"
+        RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1 /usr/bin/cargo check --locked --package wgpu-batchnorm --lib \
+            --features "$features" --target "$target" -Zbuild-std=std,panic_abort --target-dir "${CARGO_TARGET_DIR:-target}/cross"
     else
         say "there is no standard library for $target: rustup target add ${targets[*]}, or Debian's packages, as above"
         exit 1

@@ -63,7 +63,7 @@ fn forward_planar(
     let c = Coefficients(own.xxxx, own.yyyy, own.zzzz, own.wwww);
     let end = select(0u, span.end, number < params.workgroups);
     if HELD == 0u {
-        span_normalize(lane, span.first, 0u, end, c);
+        span_apply(lane, span.first, 0u, end, c);
         return;
     }
     var cell = cell_of(lane);
@@ -162,7 +162,7 @@ fn forward_columns(
     );
     let end = select(0u, at.end, here);
     if HELD == 0u {
-        strip_normalize(group, at.column, at.lane_row, at.lane_rows, end, c);
+        strip_apply(group, at.column, at.lane_row, at.lane_rows, end, c);
         return;
     }
     for (var i = 0u; i < HELD; i++) {

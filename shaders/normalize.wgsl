@@ -38,7 +38,7 @@ fn normalize_planar(
     let first = first_row(statistic);
     let own = coefficients[statistic];
     let c = Coefficients(own.xxxx, own.yyyy, own.zzzz, own.wwww);
-    span_normalize(lane, first, start, end, c);
+    span_apply(lane, first, start, end, c);
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -62,7 +62,7 @@ fn normalize_columns(
         base + column_channel(4u * block.column + 2u),
         base + column_channel(4u * block.column + 3u),
     );
-    strip_normalize(block.group, block.column, start + lane / params.tile, lane_rows, end, c);
+    strip_apply(block.group, block.column, start + lane / params.tile, lane_rows, end, c);
 }
 
 @compute @workgroup_size(WORKGROUP)

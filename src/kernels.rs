@@ -165,6 +165,7 @@ const MOMENTS: &str = shader!("prelude/moments");
 const STATISTICS: &str = shader!("prelude/statistics");
 const COEFFICIENTS_PART: &str = shader!("prelude/coefficients");
 const FORWARD: &str = shader!("prelude/forward");
+const SECOND_PASS: &str = shader!("prelude/second_pass");
 const GRADIENT_SUMS: &str = shader!("prelude/gradient_sums");
 const GRADIENTS: &str = shader!("prelude/gradients");
 const BACKWARD: &str = shader!("prelude/backward");
@@ -324,7 +325,7 @@ pub(crate) static TABLE: [Entry; 24] = [
     entry!(
         Normalize,
         "normalize",
-        &[FORWARD],
+        &[FORWARD, SECOND_PASS],
         "normalize",
         NORMALIZE,
         &[ACTIVATION, RESIDUAL, LOOKUP, IN_PLACE, JOINED]
@@ -332,7 +333,7 @@ pub(crate) static TABLE: [Entry; 24] = [
     entry!(
         NormalizePlanar,
         "normalize",
-        &[FORWARD],
+        &[FORWARD, SECOND_PASS],
         "normalize_planar",
         NORMALIZE,
         &[ACTIVATION, RESIDUAL, IN_PLACE, JOINED]
@@ -340,7 +341,7 @@ pub(crate) static TABLE: [Entry; 24] = [
     entry!(
         NormalizeColumns,
         "normalize",
-        &[FORWARD],
+        &[FORWARD, SECOND_PASS],
         "normalize_columns",
         NORMALIZE,
         &[ACTIVATION, RESIDUAL, IN_PLACE, JOINED]
@@ -348,7 +349,7 @@ pub(crate) static TABLE: [Entry; 24] = [
     entry!(
         ForwardPlanar,
         "fused_forward",
-        &[MOMENTS, STATISTICS, COEFFICIENTS_PART, FORWARD],
+        &[MOMENTS, STATISTICS, COEFFICIENTS_PART, FORWARD, SECOND_PASS],
         "forward_planar",
         FUSED_FORWARD,
         &[ACTIVATION, RESIDUAL, RAGGED, MASK, IN_PLACE, JOINED, HELD]
@@ -356,7 +357,7 @@ pub(crate) static TABLE: [Entry; 24] = [
     entry!(
         ForwardColumns,
         "fused_forward",
-        &[MOMENTS, STATISTICS, COEFFICIENTS_PART, FORWARD],
+        &[MOMENTS, STATISTICS, COEFFICIENTS_PART, FORWARD, SECOND_PASS],
         "forward_columns",
         FUSED_FORWARD,
         &[ACTIVATION, RESIDUAL, RAGGED, MASK, IN_PLACE, JOINED, HELD]
@@ -396,7 +397,7 @@ pub(crate) static TABLE: [Entry; 24] = [
     entry!(
         BackwardApply,
         "backward_apply",
-        &[BACKWARD],
+        &[BACKWARD, SECOND_PASS],
         "backward_apply",
         BACKWARD_APPLY,
         &[ACTIVATION, RESIDUAL, LOOKUP, MASK, IN_PLACE, FROZEN, JOINED]
@@ -404,7 +405,7 @@ pub(crate) static TABLE: [Entry; 24] = [
     entry!(
         BackwardApplyPlanar,
         "backward_apply",
-        &[BACKWARD],
+        &[BACKWARD, SECOND_PASS],
         "backward_apply_planar",
         BACKWARD_APPLY,
         &[ACTIVATION, RESIDUAL, MASK, IN_PLACE, FROZEN, JOINED]
@@ -412,7 +413,7 @@ pub(crate) static TABLE: [Entry; 24] = [
     entry!(
         BackwardApplyColumns,
         "backward_apply",
-        &[BACKWARD],
+        &[BACKWARD, SECOND_PASS],
         "backward_apply_columns",
         BACKWARD_APPLY,
         &[ACTIVATION, RESIDUAL, MASK, IN_PLACE, FROZEN, JOINED]
@@ -420,7 +421,13 @@ pub(crate) static TABLE: [Entry; 24] = [
     entry!(
         BackwardPlanar,
         "fused_backward",
-        &[COEFFICIENTS_PART, GRADIENT_SUMS, GRADIENTS, BACKWARD],
+        &[
+            COEFFICIENTS_PART,
+            GRADIENT_SUMS,
+            GRADIENTS,
+            BACKWARD,
+            SECOND_PASS
+        ],
         "backward_planar",
         FUSED_BACKWARD,
         &[
@@ -430,7 +437,13 @@ pub(crate) static TABLE: [Entry; 24] = [
     entry!(
         BackwardColumns,
         "fused_backward",
-        &[COEFFICIENTS_PART, GRADIENT_SUMS, GRADIENTS, BACKWARD],
+        &[
+            COEFFICIENTS_PART,
+            GRADIENT_SUMS,
+            GRADIENTS,
+            BACKWARD,
+            SECOND_PASS
+        ],
         "backward_columns",
         FUSED_BACKWARD,
         &[

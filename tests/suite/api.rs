@@ -510,7 +510,8 @@ fn an_operation_encodes_again() {
         let operation = step
             .bind_forward_training(&ForwardTraining::new(&x, &y).running(&running))
             .unwrap();
-        assert_eq!(operation.dispatches(), 3);
+        let split = step.plan().strategy() == wgpu_batchnorm::Strategy::Split;
+        assert_eq!(operation.dispatches(), if split { 3 } else { 1 });
         for _ in 0..3 {
             run(gpu, &[&operation, &operation]);
         }

@@ -42,7 +42,7 @@ fn masks_of_many_positions_are_counted() {
             let x = input(Data::Normal(0.5, 2.0), &problem, &mut Random::new(1));
             let dy = x.mapv(|v| 1.0 + v.sin());
             let [rows, columns] = problem.mask_shape();
-            let hidden = |o: usize, i: usize| (o * columns + i) % 3 == 0;
+            let hidden = |o: usize, i: usize| (o * columns + i).is_multiple_of(3);
             let mask =
                 Array2::from_shape_fn((rows, columns), |(o, i)| f32::from(u8::from(!hidden(o, i))));
             let arrays = Arrays {

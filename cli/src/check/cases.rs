@@ -46,15 +46,7 @@ const ADVERSARIAL: [Data; 14] = [
 ];
 
 /// The activations, each with a slope that is no power of two where it has one.
-pub const ACTIVATIONS: [Activation; 7] = [
-    Activation::None,
-    Activation::Relu,
-    Activation::LeakyRelu(0.01),
-    Activation::Silu,
-    Activation::Gelu,
-    Activation::Sigmoid,
-    Activation::Tanh,
-];
+pub const ACTIVATIONS: [Activation; 7] = Activation::ALL;
 
 const PRESETS: [Preset; 4] = [
     Preset::Pytorch,

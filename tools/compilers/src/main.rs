@@ -6,9 +6,13 @@ mod radv;
 mod shapes;
 mod translate;
 
+use std::num::NonZero;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
+
+/// Where Debian's Mesa puts it.
+const ICD: &str = "/usr/share/vulkan/icd.d/radeon_icd.x86_64.json";
 
 #[derive(Parser)]
 #[command(about, long_about = None)]
@@ -24,6 +28,9 @@ enum Command {
         /// The DirectX shader compiler's shared library.
         #[arg(long, value_name = "FILE")]
         library: PathBuf,
+        /// Compile one of so many variants only, for a quick look.
+        #[arg(long, value_name = "N", default_value_t = NonZero::<usize>::MIN)]
+        every: NonZero<usize>,
     },
     /// Compile what plans choose for AMD families, and hold registers, waves and widths to their targets.
     Radv {
@@ -40,9 +47,26 @@ enum Command {
         #[arg(
             long,
             value_name = "FILE",
-            default_value = "/usr/share/vulkan/icd.d/radeon_icd.x86_64.json"
+            default_value = ICD
         )]
         icd: PathBuf,
+    },
+    /// Print the assembly of variants that plans choose, by a part of their names in the table.
+    Isa {
+        /// A part of the name.
+        variant: String,
+        /// navi21, gfx1100, vega10, or what else this Mesa's RADV_FORCE_FAMILY knows.
+        #[arg(long, default_value = "navi21")]
+        family: String,
+        /// The file that describes RADV to the Vulkan loader.
+        #[arg(long, value_name = "FILE", default_value = ICD)]
+        icd: PathBuf,
+    },
+    /// `isa`, in the environment that it sets.
+    #[command(hide = true)]
+    RadvAssembly {
+        /// A part of the name.
+        variant: String,
     },
     /// One family's part of `radv`, in the environment that it sets.
     #[command(hide = true)]
@@ -51,7 +75,7 @@ enum Command {
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
-        Command::Dxc { library } => dxc::run(&library),
+        Command::Dxc { library, every } => dxc::run(&library, every.get()),
         Command::Radv {
             write, table, icd, ..
         } => radv::run(
@@ -63,6 +87,12 @@ fn main() -> anyhow::Result<()> {
             &table,
             &icd,
         ),
+        Command::Isa {
+            variant,
+            family,
+            icd,
+        } => radv::show(&icd, &family, &variant),
+        Command::RadvAssembly { variant } => radv::assembly(&variant),
         Command::RadvFamily => radv::family(),
     }
 }

@@ -113,15 +113,8 @@ pub(crate) fn run(mode: Mode, path: &Path, icd: &Path) -> Result<()> {
 
 /// One process for each family: RADV reads it when it is loaded, and its null device ends with the process.
 fn compile_families(icd: &Path) -> Result<Vec<Family>> {
-    let program = std::env::current_exe()?;
     let start = |family: &str| {
-        Command::new(&program)
-            .args(["radv-family"])
-            .env("VK_DRIVER_FILES", icd)
-            .env("VK_ICD_FILENAMES", icd)
-            .env("RADV_FORCE_FAMILY", family)
-            // The cache would answer without compiling, and on some versions without statistics.
-            .env("MESA_SHADER_CACHE_DISABLE", "true")
+        again(icd, family, &["radv-family"])?
             .stdout(Stdio::piped())
             .spawn()
             .context("starting this program again")
@@ -141,6 +134,29 @@ fn compile_families(icd: &Path) -> Result<Vec<Family>> {
         );
     }
     Ok(families)
+}
+
+/// This program in an environment in which the one Vulkan device is RADV's for a family.
+fn again(icd: &Path, family: &str, arguments: &[&str]) -> Result<Command> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command
+        .args(arguments)
+        .env("VK_DRIVER_FILES", icd)
+        .env("VK_ICD_FILENAMES", icd)
+        .env("RADV_FORCE_FAMILY", family)
+        // The cache would answer without compiling, and on some versions without statistics.
+        .env("MESA_SHADER_CACHE_DISABLE", "true");
+    Ok(command)
+}
+
+/// Shows the assembly of variants on a family.
+///
+/// # Errors
+/// What [`assembly`] says, in the other process.
+pub(crate) fn show(icd: &Path, family: &str, part: &str) -> Result<()> {
+    let status = again(icd, family, &["radv-assembly", part])?.status()?;
+    ensure!(status.success(), "no assembly: {status}");
+    Ok(())
 }
 
 /// The part of one family, in its own process: prints JSON.
@@ -166,6 +182,38 @@ pub(crate) fn family() -> Result<()> {
         rows,
     };
     serde_json::to_writer(std::io::stdout().lock(), &family)?;
+    device.leave()
+}
+
+/// Prints the assembly of the chosen variants whose name contains a text. In the environment of one family.
+///
+/// # Errors
+/// As [`family`], and where no variant has that name.
+pub(crate) fn assembly(part: &str) -> Result<()> {
+    let device = NullDevice::open()?;
+    let mut translator = Translator::default();
+    let chosen = shapes::chosen();
+    let named: Vec<_> = chosen
+        .variants
+        .keys()
+        .filter(|v| v.to_string().contains(part))
+        .collect();
+    ensure!(
+        !named.is_empty(),
+        "no variant that plans choose has {part:?} in its name; the table lists them"
+    );
+    for variant in named {
+        let spirv = translator
+            .bake(variant)?
+            .spirv(Checks::Wgpu, Zeros::Library)?;
+        let storage: Vec<u32> = variant
+            .bindings()
+            .iter()
+            .map(|(number, _)| *number)
+            .collect();
+        let compiled = device.compile(&spirv, variant.entry_point(), &storage)?;
+        println!("; {variant} on {}\n{}", device.name, compiled.assembly);
+    }
     device.leave()
 }
 

@@ -30,8 +30,6 @@ pub(crate) struct Report {
     pub spills: u64,
     /// Bytes of memory of its own that a wave has: spilled registers, and arrays that registers do not hold.
     pub scratch: u64,
-    /// Registers that are found by a number known only at run time: a loop over an array in registers was not unrolled.
-    pub indexed: u32,
     pub workgroup_bytes: u64,
     pub waves: u64,
     pub instructions: u64,
@@ -105,7 +103,6 @@ pub(crate) fn report(compiled: &Compiled, bindings: &Bindings) -> Result<Report>
         vgprs: statistic("VGPRs")?,
         spills: statistic("Spilled SGPRs")? + statistic("Spilled VGPRs")?,
         scratch: statistic("Scratch size")?,
-        indexed: program.indexed(),
         workgroup_bytes: statistic("LDS size")?,
         waves: statistic("Subgroups per SIMD")?,
         instructions: statistic("Instructions")?,
@@ -249,13 +246,6 @@ impl<'a> Program<'a> {
         })
     }
 
-    fn indexed(&self) -> u32 {
-        let by_number = |i: &&Instruction<'_>| {
-            i.mnemonic.starts_with("v_movrel") || i.mnemonic.starts_with("s_set_gpr_idx_on")
-        };
-        self.instructions.iter().filter(by_number).count() as u32
-    }
-
     /// Runs of writes to workgroup memory that write the same registers, within one block.
     fn fills(&self) -> u32 {
         let starts: BTreeSet<usize> = self.labels.values().copied().collect();
@@ -394,12 +384,6 @@ BB3:
         let zeros = "BB0:\n\tds_write_b128 v1, v[2:5]\n\tds_write_b128 v1, v[2:5] offset:16\n\
                      \tds_store_b128 v1, v[2:5] offset:32\nBB1:\n\tds_write_b32 v1, v2\n\tds_write_b32 v1, v3\n";
         assert_eq!(Program::read(zeros, &bindings()).fills(), 3);
-    }
-
-    #[test]
-    fn registers_found_by_number_are_counted() {
-        let text = "\tv_movrels_b32_e32 v1, v2\n\ts_set_gpr_idx_on s1, gpr_idx(SRC0)\n\tv_mov_b32_e32 v1, v2\n";
-        assert_eq!(Program::read(text, &bindings()).indexed(), 2);
     }
 
     #[test]

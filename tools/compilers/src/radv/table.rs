@@ -373,8 +373,8 @@ pub(super) fn render(chosen: &Chosen, families: &[Family]) -> String {
     page += "\nIn each cell: vector registers, waves, bits of the hot loop's loads / stores, and its instructions per element \
              (in brackets without naga's checks: `create_shader_module_trusted`). The hot loop is the one that moves the \
              most bytes an iteration. Kernels on per-channel data have no such loop: there it is all instructions. \
-             \"indexed\" counts registers that are found by a number known only at run time: a loop over values held in \
-             registers was not unrolled.\n\n";
+             Where vectors are \"held\" in registers, \"no loop\" says that all is unrolled; with a loop, its \
+             accesses to them are chains of comparisons.\n\n";
     page += "| variant | workgroup bytes |";
     for (_, what) in FAMILIES {
         let _ = write!(page, " {what} |");
@@ -409,9 +409,6 @@ fn cell(report: &Report, unchecked: &Report) -> String {
             " **{} spilled, {} bytes of scratch**",
             report.spills, report.scratch
         );
-    }
-    if report.indexed > 0 {
-        let _ = write!(remarks, ", {} indexed", report.indexed);
     }
     let bits = |span: Option<(u32, u32)>| match span {
         None => "-".to_owned(),
