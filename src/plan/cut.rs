@@ -117,6 +117,14 @@ impl Plan {
             .max(in_cache)
             .min(rows.div_ceil(8 * lane_rows))
             .clamp(1, ceiling);
+        // Pieces that leave records, no more than fit half a percent of the tensor and half a megabyte, or the usual number.
+        let records = if ceiling > MAX_PIECES {
+            u64::MAX
+        } else {
+            let spare = self.problem.bytes() / 200 + (1 << 19);
+            (spare / (16 * width * groups)).max(MAX_PIECES_CPU)
+        };
+        let wanted = wanted.min(records);
         let wanted = wanted.max(self.fewest_pieces(rows.div_ceil(lane_rows)));
         let piece_length = rows.div_ceil(wanted).next_multiple_of(lane_rows);
         let pieces = rows.div_ceil(piece_length);

@@ -3,7 +3,7 @@
 use ndarray::{Array1, Array2};
 use wgpu_batchnorm::{
     Activation, Arrays, Backward, Batch, BatchNorm, BufferRange, Choices, Dtype, ForwardTraining,
-    Gpu, Inference, Normalize, Plan, Prepared, Problem, RunningArrays, Through, Walk,
+    Gpu, Inference, Normalize, Plan, Prepared, Problem, RunningArrays, Strategy, Through, Walk,
 };
 use wgpu_batchnorm_cli::check::{Data, Random, input, stored};
 
@@ -135,14 +135,26 @@ fn each_word_has_one_writer() {
                 let saved = empty(gpu, 4 * shape[1]);
                 // The flat second pass however it is cut; then that of each walk.
                 let flat = [(64, 1000), (1, 1000), (2, 1000), (8, 3), (32, 1)];
-                let planar = Choices::default().walk(Walk::Planar);
+                let split = Choices::default().strategy(Strategy::Split);
+                let planar = split.clone().walk(Walk::Planar);
                 let cuts = flat.map(|(lanes, workgroups)| {
                     let flat = planar.clone().flat_workgroup(lanes);
                     flat.flat_workgroups(workgroups)
                 });
                 let mut first: Option<Vec<Vec<u32>>> = None;
-                let columns = Choices::default().walk(Walk::Columns);
-                for choices in cuts.into_iter().chain([planar.clone(), columns]) {
+                let columns = split.walk(Walk::Columns);
+                let mut all: Vec<Choices> = cuts.into();
+                all.extend([planar.clone(), columns]);
+                // And whole passes, where they can be.
+                for strategy in [Strategy::Streaming, Strategy::Resident] {
+                    for walk in [Walk::Planar, Walk::Columns] {
+                        let fused = Choices::default().strategy(strategy).walk(walk);
+                        if Plan::with(&problem, gpu.kernels.caps(), &fused).is_ok() {
+                            all.push(fused);
+                        }
+                    }
+                }
+                for choices in all {
                     let step = prepared(gpu, &problem, &choices);
                     let (y, dx, dr) = (guarded(), guarded(), guarded());
                     let forward = ForwardTraining::new(&x, &y).residual(&r).saved(&saved);
@@ -172,7 +184,9 @@ fn each_word_has_one_writer() {
                         let left = tensor.iter().filter(|w| **w == fill.to_bits()).count();
                         assert_eq!(left, 0, "{shape:?} {dtype}: words were not written");
                     }
-                    if choices.walk == Some(Walk::Columns) {
+                    if choices.walk == Some(Walk::Columns)
+                        || choices.strategy != Some(Strategy::Split)
+                    {
                         continue; // sums in another order
                     }
                     let first = first.get_or_insert_with(|| got.clone());
@@ -192,7 +206,9 @@ fn in_place_gives_the_same_bits() {
                 let problem = Problem::new(shape[0], shape[1], shape[2])
                     .dtype(dtype)
                     .activation(Activation::Gelu);
-                let plan = Plan::new(&problem, gpu.kernels.caps()).unwrap();
+                // In place is split, whatever the strategy.
+                let split = Choices::default().strategy(Strategy::Split);
+                let plan = Plan::with(&problem, gpu.kernels.caps(), &split).unwrap();
                 let x = input(Data::Normal(1.0, 2.0), &problem, &mut Random::new(5));
                 let g = input(Data::Normal(0.0, 1.0), &problem, &mut Random::new(6));
                 let running = RunningArrays {
