@@ -682,7 +682,7 @@ impl<'a> Recorder<'a> {
         if merges || output.is(input) || bindings as u32 > self.storage_buffers() {
             return Ok(false);
         }
-        let Some(mut step) = self.plan.fused_forward(0) else {
+        let Some(mut step) = self.plan.fused_forward() else {
             return Ok(false);
         };
         let mut bindings = vec![(Slot::Input, input.clone()), (Slot::Output, output.clone())];
@@ -722,7 +722,7 @@ impl<'a> Recorder<'a> {
         if merges || in_place || bindings as u32 > self.storage_buffers() {
             return Ok(false);
         }
-        let Some(mut step) = self.plan.fused_backward(0) else {
+        let Some(mut step) = self.plan.fused_backward() else {
             return Ok(false);
         };
         let input = self.tensor("input", args.input, Access::Read)?;

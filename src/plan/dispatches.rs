@@ -286,8 +286,8 @@ impl Plan {
             self.per_channel(Kernel::Gather, 0),
             self.per_channel(Kernel::Scatter, 0),
         ];
-        steps.extend(self.fused_forward(0));
-        steps.extend(self.fused_backward(0));
+        steps.extend(self.fused_forward());
+        steps.extend(self.fused_backward());
         if self.problem.mask {
             steps.push(self.count_mask());
         }

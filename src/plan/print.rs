@@ -75,10 +75,10 @@ impl fmt::Display for Plan {
         }
         backward.push(self.backward_apply());
         // Where running statistics or parameter gradients merge several groups, those steps are taken nevertheless.
-        if let Some(step) = self.fused_forward(0) {
+        if let Some(step) = self.fused_forward() {
             training = vec![step];
         }
-        if let Some(step) = self.fused_backward(0) {
+        if let Some(step) = self.fused_backward() {
             backward = vec![step];
         }
         writeln!(f, "  forward training: {}", line(&training))?;

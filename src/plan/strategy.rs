@@ -8,15 +8,18 @@ use crate::{Error, Result};
 /// How a pass in one dispatch is cut: a workgroup per channel, or per tile of columns.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Fused {
+    forward: WholePass,
+    backward: WholePass,
+}
+
+/// One direction of it.
+#[derive(Debug, Clone, PartialEq)]
+struct WholePass {
     params: Params,
     workgroups: u64,
     lanes: u32,
-    /// Vectors that a lane holds in registers: forward, and of either tensor backward; 0 where it reads twice.
+    /// Vectors that a lane holds in registers, of each tensor; 0 where it reads twice.
     held: u32,
-    lanes_backward: u32,
-    held_backward: u32,
-    params_backward: Params,
-    workgroups_backward: u64,
 }
 
 /// Vectors that a lane holds in registers, at most: the constants of the same meaning in the fused kernels.
@@ -133,7 +136,7 @@ impl Plan {
         if resident && self.problem.mask {
             return Err("masks".into());
         }
-        let cut = |most_held: u32| -> Result<_, String> {
+        let cut = |most_held: u32| -> Result<WholePass, String> {
             let (lanes, held) = if resident {
                 self.resident_lanes(most_held)?
             } else {
@@ -157,20 +160,16 @@ impl Plan {
             if workgroups > u64::from(self.caps.max_workgroups_per_dimension).pow(2) {
                 return Err(format!("{workgroups} workgroups, which no grid holds"));
             }
-            Ok((params, workgroups, lanes, held))
+            Ok(WholePass {
+                params,
+                workgroups,
+                lanes,
+                held,
+            })
         };
-        let (params, workgroups, lanes, held) = cut(MOST_HELD)?;
-        let (params_backward, workgroups_backward, lanes_backward, held_backward) =
-            cut(MOST_HELD_BACKWARD)?;
         Ok(Fused {
-            params,
-            workgroups,
-            lanes,
-            held,
-            lanes_backward,
-            held_backward,
-            params_backward,
-            workgroups_backward,
+            forward: cut(MOST_HELD)?,
+            backward: cut(MOST_HELD_BACKWARD)?,
         })
     }
 
@@ -239,7 +238,7 @@ impl Plan {
         let bytes = self.problem.bytes() as f64;
         let tensor = bytes / model.bytes_per_us;
         // A workgroup's own part, which its second read finds in the cache next to it or not.
-        let (workgroups, lanes) = fused.map_or((0, 0), |f| (f.workgroups, f.lanes));
+        let (workgroups, lanes) = fused.map_or((0, 0), |f| (f.forward.workgroups, f.forward.lanes));
         let again = |of_one: f64| {
             if of_one <= model.near_cache {
                 model.near_read
@@ -268,29 +267,28 @@ impl Plan {
     }
 
     /// A training forward pass in one dispatch, where the strategy has one.
-    pub(crate) fn fused_forward(&self, flags: u32) -> Option<Step> {
+    pub(crate) fn fused_forward(&self) -> Option<Step> {
         let fused = self.fused.as_ref()?;
         let kernel = match self.walk {
             Walk::Planar => Kernel::ForwardPlanar,
             Walk::Columns => Kernel::ForwardColumns,
         };
-        let mut step = self.step(kernel, fused.lanes, fused.workgroups, fused.params);
-        step.key.held = fused.held;
-        step.params.flags |= flags;
-        Some(step)
+        Some(self.whole_pass(kernel, &fused.forward))
     }
 
     /// A backward pass through saved statistics in one dispatch, where the strategy has one.
-    pub(crate) fn fused_backward(&self, flags: u32) -> Option<Step> {
+    pub(crate) fn fused_backward(&self) -> Option<Step> {
         let fused = self.fused.as_ref().filter(|_| !self.problem.mask)?;
         let kernel = match self.walk {
             Walk::Planar => Kernel::BackwardPlanar,
             Walk::Columns => Kernel::BackwardColumns,
         };
-        let (lanes, workgroups) = (fused.lanes_backward, fused.workgroups_backward);
-        let mut step = self.step(kernel, lanes, workgroups, fused.params_backward);
-        step.key.held = fused.held_backward;
-        step.params.flags |= flags;
-        Some(step)
+        Some(self.whole_pass(kernel, &fused.backward))
+    }
+
+    fn whole_pass(&self, kernel: Kernel, pass: &WholePass) -> Step {
+        let mut step = self.step(kernel, pass.lanes, pass.workgroups, pass.params);
+        step.key.held = pass.held;
+        step
     }
 }
