@@ -9,7 +9,7 @@
 @group(0) @binding(7) var<storage, read> statistics: array<f32>; // K, δ, δ's remainder, invstd
 @group(0) @binding(8) var<storage, read_write> grad_affine: array<f32>;
 
-const MOST_HELD: u32 = 8u;
+const MOST_HELD: u32 = 4u;
 
 fn counting(vector: u32) -> vec4<bool> {
     return vec4(true);

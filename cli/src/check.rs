@@ -19,9 +19,10 @@ use {
     comfy_table::{CellAlignment, Table, presets},
     indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle},
     std::io::IsTerminal,
+    wgpu_batchnorm::Kernels,
 };
 
-pub use cases::{ACTIVATIONS, Filter, Layout, cases};
+pub use cases::{ACTIVATIONS, Filter, Layout, cases, family};
 #[cfg(not(target_family = "wasm"))]
 pub use compare::compare;
 pub use compare::{
@@ -64,6 +65,17 @@ impl Outcome {
             .is_ok_and(|all| all.iter().all(|c| c.of_bound <= 1.0))
     }
 
+    /// The case, and what of it is beyond its bound.
+    #[cfg(not(target_family = "wasm"))]
+    fn failure(&self) -> String {
+        let mut lines = vec![format!("FAILED {}", self.case)];
+        match &self.result {
+            Err(error) => lines.push(format!("    {error}")),
+            Ok(all) => lines.extend(all.iter().filter(|c| c.of_bound > 1.0).map(|c| c.report())),
+        }
+        lines.join("\n")
+    }
+
     /// The tensor nearest to its bound, or beyond it.
     pub fn worst(&self) -> Option<&Comparison> {
         self.result
@@ -80,12 +92,25 @@ pub async fn run_case(gpu: &Gpu, case: Case, seed: u64) -> Outcome {
     Outcome::new(case, result)
 }
 
-/// Runs cases, telling `progress` after each. Blocks.
+/// Runs cases, telling `progress` after each. Blocks. Kernels are kept for a family of cases at a time: all of the full
+/// matrix' are gigabytes on a software driver.
 #[cfg(not(target_family = "wasm"))]
 pub fn run_cases(gpu: &Gpu, cases: Vec<Case>, mut progress: impl FnMut(&Outcome)) -> Vec<Outcome> {
+    /// Beyond this many cases kernels are let go of.
+    const FEW: usize = 1000;
+    let many = cases.len() > FEW;
+    let mut gpu = gpu.clone();
+    let mut kept = None;
     let mut outcomes = Vec::with_capacity(cases.len());
     for (seed, case) in cases.into_iter().enumerate() {
-        let result = compare(gpu, &case, seed as u64);
+        let family = many.then(|| family(&case));
+        if family != kept {
+            if let Ok(fresh) = Kernels::new(&gpu.device) {
+                gpu.kernels = fresh;
+            }
+            kept = family;
+        }
+        let result = compare(&gpu, &case, seed as u64);
         let outcome = Outcome::new(case, result);
         progress(&outcome);
         outcomes.push(outcome);
@@ -122,9 +147,20 @@ pub fn run(args: &CheckArgs) -> Result<()> {
         },
     );
     bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}")?);
+    let total = cases.len();
+    let (mut done, mut told) = (0, std::time::Instant::now());
     let outcomes = run_cases(&gpu, cases, |outcome| {
+        done += 1;
         bar.set_message(outcome.case.operation.name());
         bar.inc(1);
+        // Where nobody sees the bar, a log says every minute how far it has come, and what failed at once.
+        if bar.is_hidden() && told.elapsed().as_secs() >= 60 {
+            eprintln!("{done} of {total} cases");
+            told = std::time::Instant::now();
+        }
+        if bar.is_hidden() && outcome.failed() {
+            eprintln!("{}", outcome.failure());
+        }
     });
     bar.finish_and_clear();
     let failed = outcomes.iter().filter(|o| o.failed()).count();
@@ -142,15 +178,7 @@ pub fn run(args: &CheckArgs) -> Result<()> {
             table(&outcomes)
         ))?;
         for outcome in outcomes.iter().filter(|o| o.failed()) {
-            print(format!("\nFAILED {}", outcome.case))?;
-            match &outcome.result {
-                Err(error) => print(format!("    {error}"))?,
-                Ok(all) => {
-                    for c in all.iter().filter(|c| c.of_bound > 1.0) {
-                        print(c.report())?;
-                    }
-                }
-            }
+            print(format!("\n{}", outcome.failure()))?;
         }
         if refused > 0 {
             print(format!(

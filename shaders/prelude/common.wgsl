@@ -165,6 +165,15 @@ fn not_a_number() -> f32 {
     return bitcast<f32>(0x7fc00000u | params.zero);
 }
 
+// high + low split anew, so that low is below half a unit of high: after many additions it may be many units. Infinity
+// stays what it is, with whatever low became of it.
+fn normalised(p: Pair) -> Pair {
+    let exponent = bitcast<vec4<u32>>(p.high) & vec4(0x7f800000u);
+    let sum = two_sum(p.high, p.low);
+    let finite = exponent != vec4(0x7f800000u);
+    return Pair(select(p.high, sum.high, finite), select(p.low, sum.low, finite));
+}
+
 // ---- Sums over a workgroup, in a fixed order: lane l takes in lane l + s for s = WORKGROUP/2 down to `tile`, so that
 // lanes 0 to tile-1 end with the sums over all lanes of equal l % tile. Every invocation must call these.
 
@@ -186,7 +195,7 @@ fn sum_exactly(lane: u32, tile: u32, pair: Pair) -> Pair {
     }
     let total = Pair(scratch_high[lane % tile], scratch_low[lane % tile]);
     workgroupBarrier(); // read by all, before the scratch is written again
-    return total;
+    return normalised(total);
 }
 
 fn sum_both(lane: u32, tile: u32, pair: Pair) -> Pair {

@@ -6,7 +6,8 @@ use std::fmt;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Strategy {
-    /// A channel, or a tile of channels, stays in one workgroup's registers: read once, write once.
+    /// A channel, or a tile of channels, stays in one workgroup's registers: read once, write once. Backward, which has two
+    /// tensors to hold, reads twice where they are too long.
     Resident,
     /// One workgroup per channel reads it twice, in one dispatch.
     Streaming,

@@ -22,10 +22,14 @@ struct WholePass {
     held: u32,
 }
 
-/// Vectors that a lane holds in registers, at most: the constants of the same meaning in the fused kernels.
+/// Vectors that a lane holds in registers, at most: the constants of the same meaning in the fused kernels. Backward
+/// holds two tensors, and coefficients besides.
 const MOST_HELD: u32 = 16;
 
-const MOST_HELD_BACKWARD: u32 = 8;
+const MOST_HELD_BACKWARD: u32 = 4;
+
+/// Lanes of a workgroup that holds vectors, at most: of 1024, each would have no more than 64 registers.
+const MOST_LANES_HOLDING: u32 = 512;
 
 /// What the cost model knows of a kind of adapter.
 struct CostModel {
@@ -136,12 +140,7 @@ impl Plan {
         if resident && self.problem.mask {
             return Err("masks".into());
         }
-        let cut = |most_held: u32| -> Result<WholePass, String> {
-            let (lanes, held) = if resident {
-                self.resident_lanes(most_held)?
-            } else {
-                (self.streaming_lanes()?, 0)
-            };
+        let cut = |(lanes, held): (u32, u32)| -> Result<WholePass, String> {
             let (mut params, _) = match self.walk {
                 Walk::Planar => self.cut_planar(lanes, 1),
                 Walk::Columns => self.cut_columns_by(lanes, 1, self.fused_tile(lanes)),
@@ -167,9 +166,21 @@ impl Plan {
                 held,
             })
         };
+        let streaming = || Ok::<_, String>((self.streaming_lanes()?, 0));
+        if !resident {
+            let pass = cut(streaming()?)?;
+            return Ok(Fused {
+                forward: pass.clone(),
+                backward: pass,
+            });
+        }
+        // What backward cannot hold of two tensors, it reads twice.
+        let backward = self
+            .resident_lanes(MOST_HELD_BACKWARD)
+            .or_else(|_| streaming())?;
         Ok(Fused {
-            forward: cut(MOST_HELD)?,
-            backward: cut(MOST_HELD_BACKWARD)?,
+            forward: cut(self.resident_lanes(MOST_HELD)?)?,
+            backward: cut(backward)?,
         })
     }
 
@@ -209,7 +220,7 @@ impl Plan {
 
     /// As few lanes as hold a channel, or a tile of columns, in their registers, and how many vectors each has to.
     pub(super) fn resident_lanes(&self, most_held: u32) -> Result<(u32, u32), String> {
-        let most = self.caps.workgroup(1024);
+        let most = self.caps.workgroup(MOST_LANES_HOLDING);
         let least = self.caps.workgroup(if self.caps.is_cpu() { 8 } else { 64 });
         let mut lanes = least;
         loop {

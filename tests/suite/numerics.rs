@@ -1,8 +1,10 @@
 //! Promises beyond the bounds: exact constants, NaN and infinity in their channel, defined overflow, equal bits.
 
 use ndarray::{Array1, Array3, Axis};
-use wgpu_batchnorm::{Arrays, Choices, Gpu, Plan, Problem, RunningArrays, Through, Walk};
-use wgpu_batchnorm_cli::check::{Data, Random, input};
+use wgpu_batchnorm::{
+    Activation, Arrays, Choices, Dtype, Gpu, Plan, Problem, RunningArrays, Strategy, Through, Walk,
+};
+use wgpu_batchnorm_cli::check::{Case, Data, Gradient, Operation, Random, compare, input};
 
 use crate::{name, on_every_adapter};
 
@@ -204,6 +206,45 @@ fn bits_repeat_from_run_to_run() {
                         "bits differ between runs: {plan} on {}",
                         name(gpu)
                     );
+                }
+            }
+        }
+    });
+}
+
+/// One lane adds thousands of values of one sign, many of them equal: what rounding loses adds up to many units, and the
+/// variance and the weight's gradient still have to be right.
+#[test]
+fn long_sums_of_equal_values_lose_nothing() {
+    on_every_adapter(|gpu| {
+        for (dtype, strategy) in [
+            (Dtype::F16, Strategy::Split),
+            (Dtype::F16, Strategy::Streaming),
+            (Dtype::Bf16, Strategy::Streaming),
+        ] {
+            let choices = Choices::default().strategy(strategy);
+            let choices = match strategy {
+                Strategy::Split => choices.pieces(1),
+                _ => choices,
+            };
+            let problem = Problem::new(20_000, 8, 1)
+                .dtype(dtype)
+                .activation(Activation::Relu);
+            if Plan::with(&problem, gpu.kernels.caps(), &choices).is_err() {
+                continue; // a device with few bindings only splits
+            }
+            for operation in [Operation::Forward, Operation::Backward] {
+                let case = Case {
+                    operation,
+                    problem: problem.clone(),
+                    data: Data::Ramp(1e4),
+                    gradient: Gradient::Ones,
+                    affine: true,
+                    in_place: false,
+                    choices: choices.clone(),
+                };
+                for compared in compare(gpu, &case, 3).unwrap() {
+                    assert!(compared.of_bound <= 1.0, "{case}: {}", compared.report());
                 }
             }
         }

@@ -365,7 +365,30 @@ pub fn cases(full: bool, base: &Choices, filter: Filter) -> Vec<Case> {
             }
         }
     }
-    matrix.cases
+    let mut cases = matrix.cases;
+    if full {
+        // Those that share kernels side by side, so that few kernels have to be kept at a time.
+        cases.sort_by_cached_key(family);
+    }
+    cases
+}
+
+/// Cases of different families have few kernels in common.
+pub fn family(case: &Case) -> (Operation, String) {
+    let Case {
+        operation,
+        problem,
+        choices,
+        ..
+    } = case;
+    let Problem {
+        dtype, activation, ..
+    } = problem;
+    let family = format!(
+        "{activation} {dtype:?} {:?} {:?} {:?}",
+        choices.device_type, choices.strategy, choices.walk
+    );
+    (*operation, family)
 }
 
 #[cfg(test)]
