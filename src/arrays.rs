@@ -1,12 +1,10 @@
 //! Conveniences on host arrays: upload, run, read back. For tests, examples and tools; a pipeline binds its own buffers.
 
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Poll, Waker};
+use std::task::Poll;
 
 use ndarray::{Array1, Array2, Array3, ArrayView1, ArrayView2, ArrayView3};
 
-use crate::kernels::ErrorScopes;
-use crate::record::settle;
+use crate::faults::{ErrorScopes, Mapping, settle};
 use crate::{
     Backward, Dtype, Error, ForwardTraining, Gpu, Inference, Operation, Plan, Problem, Result,
 };
@@ -151,18 +149,8 @@ pub enum Through<'a> {
 /// and as a browser does by itself; [`Readback::wait`] does.
 #[derive(Debug)]
 pub struct Readback {
-    #[cfg(all(feature = "device", not(target_family = "wasm")))]
-    device: wgpu::Device,
-    staging: wgpu::Buffer,
+    mapping: Mapping,
     sizes: Vec<u64>,
-    mapping: Arc<Mutex<Mapping>>,
-}
-
-/// What the callback of `map_async` leaves for the future.
-#[derive(Debug, Default)]
-struct Mapping {
-    result: Option<Result<(), wgpu::BufferAsyncError>>,
-    waker: Option<Waker>,
 }
 
 impl Future for Readback {
@@ -173,28 +161,19 @@ impl Future for Readback {
         self: std::pin::Pin<&mut Self>,
         context: &mut std::task::Context<'_>,
     ) -> Poll<Self::Output> {
-        let mut mapping = self.mapping.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(result) = mapping.result.take() else {
-            mapping.waker = Some(context.waker().clone());
-            return Poll::Pending;
-        };
-        drop(mapping);
-        Poll::Ready(self.words(result))
+        self.mapping.poll(context).map(|mapped| {
+            mapped?;
+            self.words()
+        })
     }
 }
 
 impl Readback {
-    fn words(&self, mapped: Result<(), wgpu::BufferAsyncError>) -> Result<Vec<Vec<u32>>> {
-        let failed = |message| Error::Device {
-            action: "reading results back",
-            message,
-        };
-        mapped.map_err(|error| failed(error.to_string()))?;
+    fn words(&self) -> Result<Vec<Vec<u32>>> {
         let mut offset = 0;
         let mut buffers = Vec::new();
         for &size in &self.sizes {
-            let range = self.staging.get_mapped_range(offset..offset + size);
-            let range = range.map_err(|error| failed(error.to_string()))?;
+            let range = self.mapping.view(offset..offset + size)?;
             let words = range
                 .chunks_exact(4)
                 .map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
@@ -207,15 +186,21 @@ impl Readback {
     /// Waits for the device and takes the results.
     ///
     /// # Errors
-    /// [`Error::Device`] where the device is lost or the memory cannot be mapped.
+    /// [`Error::DeviceLost`], and [`Error::Device`] where the memory cannot be mapped.
     #[cfg(all(feature = "device", not(target_family = "wasm")))]
     pub fn wait(self) -> Result<Vec<Vec<u32>>> {
-        let waited = self.device.poll(wgpu::PollType::wait_indefinitely());
-        waited.map_err(|error| Error::Device {
-            action: "waiting for the device",
-            message: error.to_string(),
-        })?;
-        pollster::block_on(self)
+        self.mapping.wait(None)?;
+        self.words()
+    }
+
+    /// Waits for the device, but no longer than `timeout`, and takes the results.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`], after which this may be called again; those of [`wait`](Self::wait).
+    #[cfg(all(feature = "device", not(target_family = "wasm")))]
+    pub fn wait_timeout(&mut self, timeout: std::time::Duration) -> Result<Vec<Vec<u32>>> {
+        self.mapping.wait(Some(timeout))?;
+        self.words()
     }
 }
 
@@ -231,7 +216,7 @@ impl Gpu {
     /// Submits an operation, if one is given, and copies buffers (which need `COPY_SRC`) to the host.
     ///
     /// # Errors
-    /// [`Error::Device`] where there is no memory left or a buffer cannot be copied.
+    /// [`Error::OutOfMemory`], [`Error::DeviceLost`], and [`Error::Device`] where a buffer cannot be copied.
     pub fn submit_and_read(
         &self,
         operation: Option<&Operation>,
@@ -255,29 +240,16 @@ impl Gpu {
             offset += size.next_multiple_of(8);
         }
         self.queue.submit([encoder.finish()]);
-        let mapping = Arc::new(Mutex::new(Mapping::default()));
-        let shared = Arc::clone(&mapping);
-        staging.map_async(wgpu::MapMode::Read, .., move |result| {
-            let mut mapping = shared.lock().unwrap_or_else(PoisonError::into_inner);
-            mapping.result = Some(result);
-            if let Some(waker) = mapping.waker.take() {
-                waker.wake();
-            }
-        });
+        let mapping = Mapping::start(&self.device, staging, "reading results back");
         settle(scopes, "running an operation")?;
-        Ok(Readback {
-            #[cfg(all(feature = "device", not(target_family = "wasm")))]
-            device: self.device.clone(),
-            staging,
-            sizes,
-            mapping,
-        })
+        Ok(Readback { mapping, sizes })
     }
 
     /// Uploads, runs and reads back a training forward pass. Submits.
     ///
     /// # Errors
-    /// What is wrong with the problem, the plan or an array's shape, and [`Error::Device`].
+    /// What is wrong with the problem, the plan or an array's shape; [`Error::OutOfMemory`], [`Error::DeviceLost`] and
+    /// [`Error::Device`].
     pub async fn forward_training_async(
         &self,
         plan: &Plan,

@@ -173,7 +173,35 @@ pub enum Error {
         /// What was found, and what to do.
         found: String,
     },
-    /// The driver refused a device, a pipeline, a bind group or memory.
+    /// The device has no memory left for what was to be done. What there was before is as it was.
+    #[error(
+        "{action}: the device is out of memory ({message}); use a smaller batch, or free what else is on the device"
+    )]
+    OutOfMemory {
+        /// What was being done.
+        action: &'static str,
+        /// The driver's or wgpu's words, on one line.
+        message: String,
+    },
+    /// The device is gone, with all that was on it: destroyed, unplugged, or reset by its driver.
+    #[error(
+        "{action}: the device is lost; make a new device, and everything that was on this one anew"
+    )]
+    DeviceLost {
+        /// What was being done.
+        action: &'static str,
+    },
+    /// The device took longer than it was given. It goes on; waiting again is allowed.
+    #[error(
+        "{action}: the device had not finished after {late:?}; wait again, or give it more time"
+    )]
+    Timeout {
+        /// What was being done.
+        action: &'static str,
+        /// How long it was given.
+        late: std::time::Duration,
+    },
+    /// The driver refused a device, a pipeline or a bind group.
     #[error("{action} failed on this device: {message}")]
     Device {
         /// What was being done.

@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::encode::Prepared;
+use crate::faults::{self, ErrorScopes, settle};
 use crate::plan::{Caps, ChannelLookup, Plan};
-use crate::record::settle;
-use crate::{Dtype, Error, Result};
+use crate::{Dtype, Result};
 
 /// What a binding of a kernel holds. One name for one role, whichever kernel it is bound to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -795,7 +795,7 @@ impl Kernels {
     /// Kernels for a device of the caller's.
     ///
     /// # Errors
-    /// [`Error::Limit`] where the device cannot run any of them.
+    /// [`Error::Limit`] where the device cannot run any of them; [`Error::OutOfMemory`] and [`Error::DeviceLost`].
     pub fn new(device: &wgpu::Device) -> Result<Self> {
         Self::with_pipeline_cache(device, None)
     }
@@ -809,6 +809,8 @@ impl Kernels {
         cache: Option<wgpu::PipelineCache>,
     ) -> Result<Self> {
         let caps = Caps::of(device)?;
+        faults::alive(device, "making kernels")?;
+        let scopes = ErrorScopes::push(device);
         let placeholder = || {
             device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some("batchnorm placeholder"),
@@ -818,6 +820,7 @@ impl Kernels {
             })
         };
         let placeholders = [placeholder(), placeholder()];
+        settle(scopes, "making kernels")?;
         let pipelines = Mutex::new(HashMap::new());
         Ok(Kernels {
             shared: Arc::new(Shared {
@@ -838,7 +841,7 @@ impl Kernels {
     /// Compiles what a plan needs, without blocking.
     ///
     /// # Errors
-    /// [`Error::Device`] where the driver refuses a pipeline.
+    /// [`Error::Device`] where the driver refuses a pipeline; [`Error::OutOfMemory`] and [`Error::DeviceLost`].
     pub async fn prepare_async(&self, plan: &Plan) -> Result<Prepared> {
         // What has too many bindings for the device is bound in part; the arguments say in which.
         let fits = |key: &PipelineKey| {
@@ -848,6 +851,7 @@ impl Kernels {
             .pipelines()
             .into_iter()
             .filter(|key| fits(key) && self.cached(*key).is_none());
+        faults::alive(&self.shared.device, "preparing a plan")?;
         for key in missing {
             let scopes = ErrorScopes::push(&self.shared.device);
             let pipeline = self.compile(key);
@@ -860,10 +864,10 @@ impl Kernels {
     /// Compiles what a plan needs. Off the web, where compilation does not wait for the event loop.
     ///
     /// # Errors
-    /// [`Error::Device`] where the driver refuses a pipeline.
+    /// [`Error::Device`] where the driver refuses a pipeline; [`Error::OutOfMemory`] and [`Error::DeviceLost`].
     #[cfg(not(target_family = "wasm"))]
     pub fn prepare(&self, plan: &Plan) -> Result<Prepared> {
-        ready(self.prepare_async(plan))
+        faults::ready(self.prepare_async(plan))
     }
 
     /// `prepare` without compiling: binding an operation compiles what that one needs.
@@ -969,59 +973,6 @@ fn layout_entries(key: PipelineKey) -> Vec<wgpu::BindGroupLayoutEntry> {
     std::iter::once(buffer(0, wgpu::BufferBindingType::Uniform))
         .chain(key.bindings().map(storage))
         .collect()
-}
-
-/// Catches what wgpu would otherwise report to the device's uncaptured-error handler.
-pub(crate) struct ErrorScopes {
-    validation: wgpu::ErrorScopeGuard,
-    out_of_memory: wgpu::ErrorScopeGuard,
-    internal: wgpu::ErrorScopeGuard,
-}
-
-impl ErrorScopes {
-    pub(crate) fn push(device: &wgpu::Device) -> Self {
-        ErrorScopes {
-            validation: device.push_error_scope(wgpu::ErrorFilter::Validation),
-            out_of_memory: device.push_error_scope(wgpu::ErrorFilter::OutOfMemory),
-            internal: device.push_error_scope(wgpu::ErrorFilter::Internal),
-        }
-    }
-
-    /// Whether anything went wrong since. A plain function that returns a future: the guards may not cross an await.
-    pub(crate) fn pop(self, action: &'static str) -> impl Future<Output = Result<()>> {
-        // Scopes nest: the last pushed is popped first.
-        let internal = self.internal.pop();
-        let out_of_memory = self.out_of_memory.pop();
-        let validation = self.validation.pop();
-        async move {
-            let (internal, out_of_memory, validation) =
-                (internal.await, out_of_memory.await, validation.await);
-            match out_of_memory.or(validation).or(internal) {
-                None => Ok(()),
-                Some(error) => {
-                    let message = error
-                        .to_string()
-                        .split_whitespace()
-                        .collect::<Vec<_>>()
-                        .join(" ");
-                    Err(Error::Device { action, message })
-                }
-            }
-        }
-    }
-}
-
-/// Runs a future that never waits, as wgpu's error scopes off the web are.
-#[cfg(not(target_family = "wasm"))]
-pub(crate) fn ready<T>(future: impl Future<Output = T>) -> T {
-    let mut future = std::pin::pin!(future);
-    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-    loop {
-        if let std::task::Poll::Ready(value) = future.as_mut().poll(&mut context) {
-            return value;
-        }
-        std::thread::yield_now();
-    }
 }
 
 #[cfg(test)]

@@ -69,7 +69,7 @@ impl BatchNorm {
     /// 1, bias 0, running mean 0, running variance 1, no batches so far.
     ///
     /// # Errors
-    /// What is wrong with the problem, and [`Error::Device`] where there is no memory left.
+    /// What is wrong with the problem, [`Error::OutOfMemory`] and [`Error::DeviceLost`].
     pub fn new(kernels: &Kernels, problem: &Problem) -> Result<Self> {
         problem.validate()?;
         let channels = problem.channels;
@@ -86,7 +86,7 @@ impl BatchNorm {
                 remedy: "use fewer channels, or request a device with these limits raised".into(),
             });
         }
-        let scopes = crate::kernels::ErrorScopes::push(kernels.device());
+        let scopes = crate::faults::ErrorScopes::push(kernels.device());
         let buffer = |label, rows: u64, vectors: usize| {
             kernels.device().create_buffer(&wgpu::BufferDescriptor {
                 label: Some(label),
@@ -104,11 +104,12 @@ impl BatchNorm {
         let ones = vec![1.0f32; channels];
         let bytes = channels as u64 * 4;
         // New memory is zero; the weight and the running variance start at 1.
-        let filled = fill(&affine, 0, &ones).and(fill(&running, bytes, &ones));
+        let fill = |buffer, offset| fill(kernels.device(), buffer, offset, &ones);
+        let filled = fill(&affine, 0).and(fill(&running, bytes));
         for buffer in [&affine, &running, &grad_affine] {
             buffer.unmap();
         }
-        crate::record::settle(scopes, "allocating a layer")?;
+        crate::faults::settle(scopes, "allocating a layer")?;
         filled?;
         Ok(BatchNorm {
             kernels: kernels.clone(),
@@ -396,7 +397,7 @@ impl BatchNorm {
     ///
     /// # Errors
     /// [`Error::Shape`] where a vector is not `[C]`; [`Error::Argument`] for a negative variance, a mean without variance
-    /// or the other way round, or more batches than a u32 counts; [`Error::Device`]. Nothing is written then, but for
+    /// or the other way round, or more batches than a u32 counts; [`Error::DeviceLost`]. Nothing is written then, but for
     /// the last.
     pub fn set_state(&self, queue: &wgpu::Queue, state: &crate::State) -> Result<()> {
         let channels = self.problem.channels;
@@ -416,24 +417,24 @@ impl BatchNorm {
         ];
         let rows = places.into_iter().zip(vectors);
         let rows = rows.chain([((&self.running, 2), batches.as_deref())]);
-        let scopes = crate::kernels::ErrorScopes::push(self.kernels.device());
+        let scopes = crate::faults::ErrorScopes::push(self.kernels.device());
         for ((buffer, row), vector) in rows {
             if let Some(vector) = vector {
                 let offset = row * channels as u64 * 4;
                 queue.write_buffer(buffer, offset, bytemuck::cast_slice(vector));
             }
         }
-        crate::record::settle(scopes, "writing a layer's state")
+        crate::faults::settle(scopes, "writing a layer's state")
     }
 
     /// Submits a copy of the layer's state, as it is after everything submitted before, and gives a future of it.
     /// Everything in the state is there, whether or not the layer has been trained.
     ///
     /// # Errors
-    /// [`Error::Device`] where there is no memory left.
+    /// [`Error::OutOfMemory`] and [`Error::DeviceLost`].
     pub fn submit_and_read_state(&self, queue: &wgpu::Queue) -> Result<crate::StateReadback> {
         let device = self.kernels.device();
-        let scopes = crate::kernels::ErrorScopes::push(device);
+        let scopes = crate::faults::ErrorScopes::push(device);
         let staging = device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("batchnorm state"),
             size: self.affine.size() + self.running.size(),
@@ -446,21 +447,18 @@ impl BatchNorm {
         encoder.copy_buffer_to_buffer(running, 0, &staging, affine.size(), running.size());
         queue.submit([encoder.finish()]);
         let readback = crate::StateReadback::new(device, staging, self.problem.channels);
-        crate::record::settle(scopes, "reading a layer's state")?;
+        crate::faults::settle(scopes, "reading a layer's state")?;
         Ok(readback)
     }
 }
 
-fn fill(buffer: &wgpu::Buffer, offset: u64, values: &[f32]) -> Result<()> {
+fn fill(device: &wgpu::Device, buffer: &wgpu::Buffer, offset: u64, values: &[f32]) -> Result<()> {
     let bytes: &[u8] = bytemuck::cast_slice(values);
     // Mapped ranges start at multiples of 8.
     let start = offset & !7;
     let mut range = buffer
         .get_mapped_range_mut(start..offset + bytes.len() as u64)
-        .map_err(|error| Error::Device {
-            action: "initialising a layer",
-            message: error.to_string(),
-        })?;
+        .map_err(|error| crate::faults::failed(device, "allocating a layer", &error))?;
     range
         .slice((offset - start) as usize..)
         .copy_from_slice(bytes);

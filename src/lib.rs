@@ -59,6 +59,7 @@ mod arrays;
 mod device;
 mod encode;
 mod error;
+mod faults;
 mod fold;
 mod kernels;
 mod layer;

@@ -1,6 +1,7 @@
 //! Whether an adapter's compiler keeps the exact remainders that sums and merges rely on.
 
-use crate::kernels::{Elements, ErrorScopes, Kernel, PipelineKey};
+use crate::faults::{ErrorScopes, settle};
+use crate::kernels::{Elements, Kernel, PipelineKey};
 use crate::plan::Params;
 use crate::{Gpu, Readback, Result};
 
@@ -41,7 +42,7 @@ impl Gpu {
     /// the compiler simplified them away, and that sums of many values lose digits. Submits.
     ///
     /// # Errors
-    /// [`Error::Device`](crate::Error::Device).
+    /// As [`Gpu::submit_and_read`].
     pub async fn keeps_remainders_async(&self) -> Result<bool> {
         let operands = operands();
         let words = self.start_probe(&operands)?.await?;
@@ -124,7 +125,7 @@ impl Gpu {
             pass.dispatch_workgroups(2, 1, 1);
         }
         self.queue.submit([encoder.finish()]);
-        crate::record::settle(scopes, "probing the compiler")?;
+        settle(scopes, "probing the compiler")?;
         self.submit_and_read(None, &[&target])
     }
 }

@@ -2,7 +2,8 @@
 
 use crate::arguments::{Affine, Backward, BufferRange, ForwardTraining, Running, Statistics};
 use crate::encode::{Dispatch, Operation, Prepared};
-use crate::kernels::{ErrorScopes, Kernel, Kernels, Slot};
+use crate::faults::{ErrorScopes, failed, settle};
+use crate::kernels::{Kernel, Kernels, Slot};
 use crate::plan::{Params, Plan, Sets, Step, flags};
 use crate::problem::Momentum;
 use crate::{Activation, Error, Result};
@@ -1155,10 +1156,7 @@ impl<'a> Recorder<'a> {
             match uniforms.get_mapped_range_mut(start..start + size_of::<Params>() as u64) {
                 Ok(mut range) => range.copy_from_slice(bytemuck::bytes_of(&step.params)),
                 Err(error) => {
-                    mapped = Err(Error::Device {
-                        action: "writing parameters",
-                        message: error.to_string(),
-                    })
+                    mapped = Err(failed(device, "binding an operation", &error));
                 }
             }
         }
@@ -1225,17 +1223,4 @@ fn set_vectors(params: &mut Params, vectors: &[Option<Vector>; 3]) {
         .map(|i| 1 << i)
         .sum();
     [params.start_0, params.start_1, params.start_2] = [start(0), start(1), start(2)];
-}
-
-/// Takes what the scopes caught. In a browser that answer comes later than this call can wait; there the checks of the
-/// arguments stand alone.
-pub(crate) fn settle(scopes: ErrorScopes, action: &'static str) -> Result<()> {
-    let caught = scopes.pop(action);
-    #[cfg(not(target_family = "wasm"))]
-    return crate::kernels::ready(caught);
-    #[cfg(target_family = "wasm")]
-    {
-        drop(caught);
-        Ok(())
-    }
 }

@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
 #[cfg(not(target_family = "wasm"))]
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Poll, Waker};
+use std::task::Poll;
 
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo, TensorView};
 
+use crate::faults::Mapping;
 use crate::fold::negative;
 use crate::{Error, Fold, Result};
 
@@ -340,8 +340,8 @@ struct TensorFile<'a, R> {
 
 impl<'a, R: Read + Seek> TensorFile<'a, R> {
     fn open(origin: &'a str, mut source: R, length: u64) -> Result<Self> {
-        /// The format's own limit.
-        const LONGEST_HEADER: u64 = 100_000_000;
+        /// Names of some 50 000 tensors. The format allows 25 times that, which unpacks to gigabytes.
+        const LONGEST_HEADER: u64 = 4_000_000;
         let malformed = |problem: String| Error::File {
             file: origin.into(),
             problem: shown(&problem),
@@ -603,62 +603,39 @@ fn list(names: &[&str]) -> String {
 /// [`StateReadback::wait`] does.
 #[derive(Debug)]
 pub struct StateReadback {
-    #[cfg_attr(target_family = "wasm", allow(dead_code))]
-    device: wgpu::Device,
-    staging: wgpu::Buffer,
+    mapping: Mapping,
     channels: usize,
-    mapping: Arc<Mutex<Mapping>>,
-}
-
-/// What the callback of `map_async` leaves for the future.
-#[derive(Debug, Default)]
-struct Mapping {
-    result: Option<Result<(), wgpu::BufferAsyncError>>,
-    waker: Option<Waker>,
 }
 
 impl StateReadback {
     /// Maps what has been submitted: `[5, C]` words, which are weight, bias, mean, variance and batches.
     pub(crate) fn new(device: &wgpu::Device, staging: wgpu::Buffer, channels: usize) -> Self {
-        let mapping = Arc::new(Mutex::new(Mapping::default()));
-        let shared = Arc::clone(&mapping);
-        staging.map_async(wgpu::MapMode::Read, .., move |result| {
-            let mut mapping = shared.lock().unwrap_or_else(PoisonError::into_inner);
-            mapping.result = Some(result);
-            if let Some(waker) = mapping.waker.take() {
-                waker.wake();
-            }
-        });
-        StateReadback {
-            device: device.clone(),
-            staging,
-            channels,
-            mapping,
-        }
+        let mapping = Mapping::start(device, staging, "reading a layer's state");
+        StateReadback { mapping, channels }
     }
 
     /// Waits for the device and takes the state. Blocks.
     ///
     /// # Errors
-    /// [`Error::Device`] where the device is lost or the memory cannot be mapped.
+    /// [`Error::DeviceLost`], and [`Error::Device`] where the memory cannot be mapped.
     #[cfg(not(target_family = "wasm"))]
     pub fn wait(self) -> Result<State> {
-        let waited = self.device.poll(wgpu::PollType::wait_indefinitely());
-        waited.map_err(|error| Error::Device {
-            action: "waiting for the device",
-            message: error.to_string(),
-        })?;
-        crate::kernels::ready(self)
+        self.mapping.wait(None)?;
+        self.state()
     }
 
-    fn state(&self, mapped: Result<(), wgpu::BufferAsyncError>) -> Result<State> {
-        let failed = |message| Error::Device {
-            action: "reading a layer's state",
-            message,
-        };
-        mapped.map_err(|error| failed(error.to_string()))?;
-        let range = self.staging.get_mapped_range(..);
-        let range = range.map_err(|error| failed(error.to_string()))?;
+    /// Waits for the device, but no longer than `timeout`, and takes the state. Blocks.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`], after which this may be called again; those of [`wait`](Self::wait).
+    #[cfg(not(target_family = "wasm"))]
+    pub fn wait_timeout(&mut self, timeout: std::time::Duration) -> Result<State> {
+        self.mapping.wait(Some(timeout))?;
+        self.state()
+    }
+
+    fn state(&self) -> Result<State> {
+        let range = self.mapping.view(..)?;
         let words = each(&range, u32::from_le_bytes);
         let row = |i: usize| {
             let row = words.iter().skip(i * self.channels).take(self.channels);
@@ -681,13 +658,10 @@ impl Future for StateReadback {
         self: std::pin::Pin<&mut Self>,
         context: &mut std::task::Context<'_>,
     ) -> Poll<Self::Output> {
-        let mut mapping = self.mapping.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(result) = mapping.result.take() else {
-            mapping.waker = Some(context.waker().clone());
-            return Poll::Pending;
-        };
-        drop(mapping);
-        Poll::Ready(self.state(result))
+        self.mapping.poll(context).map(|mapped| {
+            mapped?;
+            self.state()
+        })
     }
 }
 

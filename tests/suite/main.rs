@@ -6,6 +6,7 @@ mod bad_input;
 mod chunks;
 mod conformance;
 mod edges;
+mod faults;
 mod literature;
 mod numerics;
 mod plans;
