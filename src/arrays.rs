@@ -4,7 +4,8 @@ use std::task::Poll;
 
 use ndarray::{Array1, Array2, Array3, ArrayView1, ArrayView2, ArrayView3};
 
-use crate::faults::{ErrorScopes, Mapping, settle};
+use crate::faults::{ErrorScopes, settle};
+use crate::readback::Mapping;
 use crate::{
     Backward, Dtype, Error, ForwardTraining, Gpu, Inference, Operation, Plan, Problem, Result,
 };

@@ -67,6 +67,11 @@ mod plan;
 #[cfg(all(feature = "ndarray", any(feature = "device", feature = "web")))]
 mod probe;
 mod problem;
+#[cfg(any(
+    feature = "state",
+    all(feature = "ndarray", any(feature = "device", feature = "web"))
+))]
+mod readback;
 mod record;
 #[cfg(feature = "ndarray")]
 pub mod reference;

@@ -9,8 +9,8 @@ use std::task::Poll;
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo, TensorView};
 
-use crate::faults::Mapping;
 use crate::fold::negative;
+use crate::readback::Mapping;
 use crate::{Error, Fold, Result};
 
 /// What a batch norm layer has learned, on the host: vectors of one value per channel, `[C]`. Anything may be absent.

@@ -493,6 +493,7 @@ fn gradients_of(
         .collect();
     // A smooth activation's dz is known to some units of f32, which γ·invstd multiplies: up to 1/√ε where a channel hardly
     // varies, and then dz - Σdz/m is far smaller than dz.
+    const SMOOTH_GRADIENT: f64 = 5e-7;
     let largest = |a: &Array3<f64>| {
         let finite = a.iter().filter(|v| v.is_finite());
         finite.fold(0.0, |m: f64, v| m.max(v.abs()))
@@ -505,7 +506,7 @@ fn gradients_of(
             *dz *= inputs.weight.map_or(1.0, |w| w[c]) * statistics.invstd[s];
         });
         input_bound =
-            input_bound.max(bounds.products * largest(&scaled) / largest(&want.input).max(1.0));
+            input_bound.max(SMOOTH_GRADIENT * largest(&scaled) / largest(&want.input).max(1.0));
     }
     let mut out = vec![
         bounds.tensor("grad_input", &got.input, &want.input, input_bound),
