@@ -528,6 +528,64 @@ fn an_operation_encodes_again() {
     });
 }
 
+/// Two operations of one plan, on the same tensors, in one submit and in turn: each keeps its own parameters.
+#[test]
+fn encodes_in_one_submit_do_not_see_each_other() {
+    on_every_adapter(|gpu| {
+        let f = fixture([8, 4, 36]);
+        let x = storage(gpu, f.x.as_slice().unwrap());
+        let outcome = |momenta: &[f64], together: bool| {
+            let made = momenta.iter().map(|&momentum| {
+                let step = prepared(
+                    gpu,
+                    &f.problem.clone().momentum(Momentum::NewWeight(momentum)),
+                );
+                let y = empty(gpu, f.x.len());
+                let running = storage(gpu, &[vec![0.0; 4], vec![1.0; 4], vec![0.0; 4]].concat());
+                let args = ForwardTraining::new(&x, &y).running(&running);
+                (step.bind_forward_training(&args).unwrap(), y, running)
+            });
+            let made = made.collect::<Vec<_>>();
+            let operations = made.iter().map(|(operation, ..)| operation);
+            let twice = operations.clone().chain(operations).collect::<Vec<_>>();
+            if together {
+                run(gpu, &twice);
+            } else {
+                twice.iter().for_each(|operation| run(gpu, &[operation]));
+            }
+            made.iter()
+                .map(|(_, y, running)| (words(gpu, y), words(gpu, running)))
+                .collect::<Vec<_>>()
+        };
+        let together = outcome(&[0.1, 0.5, 1.0], true);
+        assert_eq!(together, outcome(&[0.1, 0.5, 1.0], false), "{}", name(gpu));
+        assert_ne!(together[0].1, together[1].1);
+        assert_eq!(together[1..2], outcome(&[0.5], true), "{}", name(gpu));
+    });
+}
+
+/// The queue keeps what it works on, whatever the host drops.
+#[test]
+fn everything_may_be_dropped_while_work_is_in_flight() {
+    on_every_adapter(|gpu| {
+        let f = fixture([64, 16, 400]);
+        let y = empty(gpu, f.x.len());
+        let x = storage(gpu, f.x.as_slice().unwrap());
+        let kernels = wgpu_batchnorm::Kernels::new(&gpu.device).unwrap();
+        let plan = Plan::new(&f.problem, kernels.caps()).unwrap();
+        let step = kernels.prepare(&plan).unwrap();
+        let operation = step
+            .bind_forward_training(&ForwardTraining::new(&x, &y))
+            .unwrap();
+        run(gpu, &[&operation; 10]);
+        drop((operation, step, plan, kernels, x));
+        let inputs = f.x.mapv(f64::from);
+        let want = reference::forward(&f.problem, &Inputs::new(inputs.view()), &f.statistics());
+        let want = want.unwrap();
+        close("output", &floats(gpu, &y), want.as_slice().unwrap(), 1e-6);
+    });
+}
+
 /// The frozen form skips the sums when nobody asks for them, and dx is the same.
 #[test]
 fn frozen_backward_needs_no_sums() {

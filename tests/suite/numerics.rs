@@ -1,5 +1,7 @@
 //! Promises beyond the bounds: exact constants, NaN and infinity in their channel, defined overflow, equal bits.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use ndarray::{Array1, Array3, Axis};
 use wgpu_batchnorm::{
     Activation, Arrays, Choices, Dtype, Gpu, Plan, Problem, RunningArrays, Strategy, Through, Walk,
@@ -177,36 +179,49 @@ fn degenerate_variances_are_defined() {
     });
 }
 
+/// A hundred times the same bits, and while another thread keeps the same queue busy with other tensors. That another
+/// process has them too is the command line's test.
 #[test]
 fn bits_repeat_from_run_to_run() {
     on_every_adapter(|gpu| {
+        let is_gl = gpu.adapter.get_info().backend == wgpu::Backend::Gl;
         for shape in [[32, 16, 196], [500, 12, 1], [9, 5, 5]] {
             let problem = Problem::new(shape[0], shape[1], shape[2]);
             let x = input(Data::Normal(3.0, 2.0), &problem, &mut Random::new(3));
             let grad = input(Data::Normal(0.0, 1.0), &problem, &mut Random::new(4));
             for plan in plans(gpu, &problem) {
                 let run = || {
-                    let forward = gpu
-                        .forward_training(&plan, &Arrays::new(x.view()), None)
-                        .unwrap();
-                    let back = gpu
-                        .backward(
-                            &plan,
-                            &Arrays::new(x.view()),
-                            grad.view(),
-                            Through::Saved(&forward.saved),
-                        )
-                        .unwrap();
-                    (forward, back)
+                    let arrays = Arrays::new(x.view());
+                    let forward = gpu.forward_training(&plan, &arrays, None).unwrap();
+                    let through = Through::Saved(&forward.saved);
+                    let back = gpu.backward(&plan, &arrays, grad.view(), through);
+                    (forward, back.unwrap())
                 };
                 let first = run();
-                for _ in 0..5 {
-                    assert!(
-                        run() == first,
-                        "bits differ between runs: {plan} on {}",
-                        name(gpu)
-                    );
+                let repeats = |times: usize, when: &str| {
+                    for _ in 0..times {
+                        let where_ = name(gpu);
+                        assert!(run() == first, "bits differ {when}: {plan} on {where_}");
+                    }
+                };
+                repeats(if is_gl { 10 } else { 100 }, "between runs");
+                if is_gl {
+                    continue; // wgpu drives GL from one thread at a time
                 }
+                let done = AtomicBool::new(false);
+                std::thread::scope(|scope| {
+                    scope.spawn(|| {
+                        let other = Problem::new(64, 32, 100);
+                        let x = input(Data::Normal(1.0, 1.0), &other, &mut Random::new(5));
+                        let plan = Plan::new(&other, gpu.kernels.caps()).unwrap();
+                        while !done.load(Ordering::Relaxed) {
+                            gpu.forward_training(&plan, &Arrays::new(x.view()), None)
+                                .unwrap();
+                        }
+                    });
+                    repeats(10, "while others use the queue");
+                    done.store(true, Ordering::Relaxed);
+                });
             }
         }
     });
