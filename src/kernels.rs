@@ -761,10 +761,15 @@ pub(crate) struct Pipeline {
     pub layout: wgpu::BindGroupLayout,
 }
 
+/// How a shader module is made.
+type CreateModule =
+    dyn Fn(&wgpu::Device, wgpu::ShaderModuleDescriptor<'_>) -> wgpu::ShaderModule + Send + Sync;
+
 struct Shared {
     device: wgpu::Device,
     caps: Caps,
     cache: Option<wgpu::PipelineCache>,
+    create_module: Box<CreateModule>,
     pipelines: Mutex<HashMap<PipelineKey, Arc<Pipeline>>>,
     /// Stand in for arguments that are absent, one to be read and one to be written; no kernel touches them.
     placeholders: [wgpu::Buffer; 2],
@@ -808,6 +813,24 @@ impl Kernels {
         device: &wgpu::Device,
         cache: Option<wgpu::PipelineCache>,
     ) -> Result<Self> {
+        Self::with_modules(device, cache, wgpu::Device::create_shader_module)
+    }
+
+    /// The same, and shader modules are made by the caller from what is given: a place for
+    /// `Device::create_shader_module_trusted`, which is `unsafe`, and so the caller's business. All loops of the kernels
+    /// end by themselves, so `ShaderRuntimeChecks::force_loop_bounding` may be false; ARCHITECTURE.md says what that
+    /// saves. The other checks have to stay: lanes without work read at indices that checks keep within the buffers.
+    ///
+    /// # Errors
+    /// As [`Kernels::new`].
+    pub fn with_modules(
+        device: &wgpu::Device,
+        cache: Option<wgpu::PipelineCache>,
+        create_module: impl Fn(&wgpu::Device, wgpu::ShaderModuleDescriptor<'_>) -> wgpu::ShaderModule
+        + Send
+        + Sync
+        + 'static,
+    ) -> Result<Self> {
         let caps = Caps::of(device)?;
         faults::alive(device, "making kernels")?;
         let scopes = ErrorScopes::push(device);
@@ -827,6 +850,7 @@ impl Kernels {
                 device: device.clone(),
                 caps,
                 cache,
+                create_module: Box::new(create_module),
                 pipelines,
                 placeholders,
             }),
@@ -923,10 +947,11 @@ impl Kernels {
         let device = &self.shared.device;
         let entry = key.kernel.entry();
         let label = Some(entry.entry_point);
-        let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
+        let descriptor = wgpu::ShaderModuleDescriptor {
             label: Some(entry.file),
             source: wgpu::ShaderSource::Wgsl(key.source().into()),
-        });
+        };
+        let module = (self.shared.create_module)(device, descriptor);
         let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
             label,
             entries: &layout_entries(key),

@@ -57,6 +57,10 @@ pub struct BenchArgs {
     /// Rounds in which the operation and the copies take turns; the median counts
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub rounds: usize,
+    /// Without the bounds that naga puts on loops, which end by themselves: what a caller's
+    /// `create_shader_module_trusted` can save
+    #[arg(long)]
+    pub trusted: bool,
     /// Write the figures as JSON; `-` is stdout
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
