@@ -5,13 +5,16 @@ mod choices;
 mod chunks;
 mod cut;
 mod dispatches;
+#[cfg(any(test, fuzzing))]
+mod invariants;
 mod params;
 mod print;
 mod strategy;
 
 pub use caps::Caps;
 pub use choices::{Choices, Strategy, Walk};
-pub(crate) use chunks::{Chunk, Sets};
+use chunks::Chunks;
+pub(crate) use chunks::Sets;
 use cut::{Apply, MAX_PIECES, MAX_PIECES_CPU, choose_walk, repetitions};
 use params::unit_of;
 pub(crate) use params::{ChannelLookup, Params, flags};
@@ -57,8 +60,8 @@ pub struct Plan {
     strategy: Strategy,
     /// Why that one.
     why_strategy: String,
-    /// The parts that a tensor is cut into which one binding cannot hold; empty otherwise.
-    chunks: Vec<Chunk>,
+    /// The parts that a tensor is cut into which one binding cannot hold.
+    chunks: Option<Box<Chunks>>,
     /// Whole passes in one dispatch, where the strategy is not split.
     fused: Option<Fused>,
 }
@@ -187,7 +190,7 @@ impl Plan {
             },
             strategy: Strategy::Split,
             why_strategy: String::new(),
-            chunks: Vec::new(),
+            chunks: None,
             fused: None,
         };
         plan.params = plan.common();
@@ -252,7 +255,8 @@ impl Plan {
     }
 
     /// Bytes of device memory that a bound operation allocates for itself at most, besides its uniforms, on a device with
-    /// the 8 storage buffers of WebGPU.
+    /// the 8 storage buffers of WebGPU: two or three records of 16 bytes for each channel of each group, and partial results
+    /// of half a percent of the tensor and half a megabyte at most, or one record for each channel or column.
     pub fn workspace_bytes(&self) -> u64 {
         if self.is_chunked() {
             let sets = self.chunk_sets();
@@ -302,9 +306,9 @@ impl Plan {
 
     /// Bytes of the partial results.
     pub(crate) fn partials_bytes(&self) -> u64 {
-        let of_chunks = self.chunks.iter().map(|c| c.plan.partials_bytes()).max();
-        if let Some(most) = of_chunks {
-            return most;
+        if let Some(chunks) = &self.chunks {
+            let [each, last] = chunks.kinds().map(Plan::partials_bytes);
+            return each.max(last);
         }
         u64::from(self.params.slots) * u64::from(self.params.slot_stride) * 16
     }

@@ -5,12 +5,22 @@ use super::{Choices, Plan, Strategy};
 use crate::problem::MAX_ELEMENTS;
 use crate::{Caps, Error, Problem, Result};
 
-/// A part of a tensor: some of its outer indices, or of the only channel's values.
+/// The parts of a tensor, all alike but the last: some of its outer indices, or of the only channel's values. A hostile
+/// shape on a device that allows little has millions of them, so there are two plans however many they are.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Chunk {
-    /// Its first element in the tensor.
-    pub(crate) start: u64,
-    pub(crate) plan: Plan,
+pub(super) struct Chunks {
+    pub(super) count: u32,
+    /// From one to the next.
+    elements: u64,
+    pub(super) each: Plan,
+    last: Plan,
+}
+
+impl Chunks {
+    /// Those that differ.
+    pub(super) fn kinds(&self) -> [&Plan; 2] {
+        [&self.each, &self.last]
+    }
 }
 
 /// Records that are merged: one for each statistic and set.
@@ -85,50 +95,62 @@ impl Plan {
         // All alike but the last.
         let count = units.div_ceil(most);
         let length = units.div_ceil(count).next_multiple_of(aligned);
+        let count = units.div_ceil(length);
+        let last = units - (count - 1) * length;
+        let count = u32::try_from(count).map_err(|_| {
+            let bound = u64::from(u32::MAX);
+            refused(&format!(", in more than {bound} chunks,"))
+        })?;
         let split = Choices {
             strategy: Some(Strategy::Split),
             ..choices.clone()
         };
         let square_unit = unit_of(problem.count());
-        let mut chunks = Vec::new();
-        for first in (0..units).step_by(length as usize) {
-            let here = length.min(units - first) as usize;
+        let part = |units: u64| {
+            let units = units as usize;
             let part = match problem.channels {
                 1 => Problem {
                     outer: 1,
-                    inner: here,
+                    inner: units,
                     ..problem.clone()
                 },
                 _ => Problem {
-                    outer: here,
+                    outer: units,
                     ..problem.clone()
                 },
             };
             let mut plan = Self::with(&part, caps, &split)?;
             plan.params.square_unit = square_unit; // the same for all that is merged
-            chunks.push(Chunk {
-                start: first * unit,
-                plan,
-            });
-        }
-        let mut plan = chunks[0].plan.clone();
+            Ok(plan)
+        };
+        let each = part(length)?;
+        let mut plan = each.clone();
         plan.problem = problem.clone();
         plan.params.count = values;
-        plan.why_strategy = format!("{} chunks, each of which a binding holds", chunks.len());
-        plan.chunks = chunks;
-        plan.can_merge(plan.chunks.len() as u64)?;
+        plan.why_strategy = format!("{count} chunks, each of which a binding holds");
+        plan.can_merge(count.into())?;
+        plan.chunks = Some(Box::new(Chunks {
+            count,
+            elements: length * unit,
+            each,
+            last: part(last)?,
+        }));
         Ok(plan)
     }
 
     /// The tensor's parts: itself, or chunks of it, with their first elements.
     pub(crate) fn parts(&self) -> impl Iterator<Item = (u64, &Plan)> {
-        let whole = self.chunks.is_empty().then_some((0, self));
-        let chunks = self.chunks.iter().map(|c| (c.start, &c.plan));
-        whole.into_iter().chain(chunks)
+        let chunks = self.chunks.as_deref();
+        let count = chunks.map_or(1, |c| c.count);
+        (0..count).map(move |i| match chunks {
+            None => (0, self),
+            Some(c) if i + 1 < count => (u64::from(i) * c.elements, &c.each),
+            Some(c) => (u64::from(i) * c.elements, &c.last),
+        })
     }
 
     pub(crate) fn is_chunked(&self) -> bool {
-        !self.chunks.is_empty()
+        self.chunks.is_some()
     }
 
     pub(crate) fn square_unit(&self) -> f32 {
@@ -138,7 +160,7 @@ impl Plan {
     /// One record for each statistic of each chunk, each set at a place that a binding may start at.
     pub(crate) fn chunk_sets(&self) -> Sets {
         Sets {
-            count: self.chunks.len() as u32,
+            count: self.chunks.as_ref().map_or(0, |c| c.count),
             stride: self.params.statistics.next_multiple_of(16),
             unit: self.square_unit(),
         }

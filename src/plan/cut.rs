@@ -39,6 +39,11 @@ impl Plan {
         }
     }
 
+    /// Bytes of partial results that are small beside the tensor.
+    pub(super) fn partials_allowed(&self) -> u64 {
+        self.problem.bytes() / 200 + (1 << 19)
+    }
+
     /// Whether vectors of the reduction may reach past their row, or past the matrix.
     pub(super) fn ragged(&self) -> bool {
         match self.walk {
@@ -117,12 +122,11 @@ impl Plan {
             .max(in_cache)
             .min(rows.div_ceil(8 * lane_rows))
             .clamp(1, ceiling);
-        // Pieces that leave records, no more than fit half a percent of the tensor and half a megabyte, or the usual number.
+        // Pieces that leave records, no more than fit half a percent of the tensor and half a megabyte.
         let records = if ceiling > MAX_PIECES {
             u64::MAX
         } else {
-            let spare = self.problem.bytes() / 200 + (1 << 19);
-            (spare / (16 * width * groups)).max(MAX_PIECES_CPU)
+            (self.partials_allowed() / (16 * width * groups)).max(1)
         };
         let wanted = wanted.min(records);
         let wanted = wanted.max(self.fewest_pieces(rows.div_ceil(lane_rows)));

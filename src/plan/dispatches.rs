@@ -270,8 +270,9 @@ impl Plan {
 
     /// Every dispatch that an operation of this plan may make.
     pub(super) fn steps(&self) -> Vec<Step> {
-        if self.is_chunked() {
-            return self.chunks.iter().flat_map(|c| c.plan.steps()).collect();
+        if let Some(chunks) = &self.chunks {
+            let kinds = chunks.kinds();
+            return kinds.into_iter().flat_map(Plan::steps).collect();
         }
         let mut steps = vec![
             self.reduce(),

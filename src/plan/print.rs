@@ -31,12 +31,12 @@ impl fmt::Display for Plan {
             self.walk,
             self.why
         )?;
-        if let Some(chunk) = self.chunks.first() {
-            let shape = chunk.plan.problem.shape();
+        if let Some(chunks) = &self.chunks {
+            let shape = chunks.each.problem.shape();
             writeln!(
                 f,
                 "  {} chunks of {shape:?} at most, each with",
-                self.chunks.len()
+                chunks.count
             )?;
         }
         let part = |step: &Step| {

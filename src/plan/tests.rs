@@ -179,3 +179,31 @@ fn chunks_cover_the_tensor() {
         "{refused:?}"
     );
 }
+
+/// Whatever is asked for, a plan keeps its promises or is refused in one line. `make fuzz` goes through many more.
+#[test]
+fn arbitrary_plans_keep_their_promises() {
+    let mut state = 2015u64;
+    // SplitMix64 (Steele et al. 2014).
+    let mut pick = |below: u64| {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % below
+    };
+    let (mut planned, mut chunked, mut fused) = (0, 0, 0);
+    for _ in 0..20_000 {
+        let (problem, caps, choices) = Plan::arbitrary(&mut pick);
+        match Plan::with(&problem, &caps, &choices) {
+            Ok(plan) => {
+                plan.check().unwrap_or_else(|broken| panic!("{broken}\nby {choices:?}"));
+                planned += 1;
+                chunked += u32::from(plan.is_chunked());
+                fused += u32::from(plan.strategy() != Strategy::Split);
+            }
+            Err(error) => assert!(!error.to_string().contains('\n'), "{error}"),
+        }
+    }
+    assert!(planned > 5000 && chunked > 100 && fused > 500, "{planned} {chunked} {fused}");
+}
