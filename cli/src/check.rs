@@ -130,8 +130,10 @@ pub fn run(args: &CheckArgs) -> Result<()> {
     let choices = args.device.choices();
     let filter = args.filter();
     let mut cases = cases(args.full, &choices, filter);
-    if args.full && info.device_type == wgpu::DeviceType::Cpu {
-        // A GPU's plans run here too: what they compute does not depend on the adapter.
+    let is_gl = info.backend == wgpu::Backend::Gl;
+    if args.full && info.device_type == wgpu::DeviceType::Cpu && !is_gl {
+        // A GPU's plans run here too: what they compute does not depend on the adapter. Not on GL, whose compiler takes
+        // most of a second for a kernel.
         cases.extend(self::cases(
             true,
             &choices.device_type(wgpu::DeviceType::DiscreteGpu),

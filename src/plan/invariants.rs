@@ -5,9 +5,7 @@ use super::cut::{Apply, repetitions};
 use super::{Plan, Step, Strategy, Walk};
 use crate::kernels::Kernel;
 use crate::problem::MAX_ELEMENTS;
-use crate::{
-    Activation, Caps, Choices, Dtype, Momentum, Preset, Problem, Result, RunningVariance,
-};
+use crate::{Activation, Caps, Choices, Dtype, Momentum, Preset, Problem, Result, RunningVariance};
 
 /// llvmpipe ends the loops of an invocation after so many iterations.
 const LLVMPIPE_ITERATIONS: u64 = 65_535;
@@ -99,7 +97,12 @@ impl Plan {
             }?;
             self.check_workspace()
         };
-        inner().map_err(|what| format!("{what}\nin {self}\nfor {:?}\non {:?}", self.problem, self.caps))
+        inner().map_err(|what| {
+            format!(
+                "{what}\nin {self}\nfor {:?}\non {:?}",
+                self.problem, self.caps
+            )
+        })
     }
 
     /// Chunks follow on each other without a gap, start where a binding may, and fit.
@@ -130,7 +133,10 @@ impl Plan {
             let [each, last] = chunks.kinds().map(|plan| plan.problem.elements());
             next = u64::from(chunks.count - 1) * each + last;
             ensure!(last <= each, "{each} elements a chunk");
-            ensure!(self.params.square_unit == chunks.each.params.square_unit, "");
+            ensure!(
+                self.params.square_unit == chunks.each.params.square_unit,
+                ""
+            );
         }
         ensure!(next == self.problem.elements(), "the end is at {next}");
         ensure!(u64::from(self.params.count) == self.problem.count(), "");
@@ -157,11 +163,13 @@ impl Plan {
         self.check_walk(&self.reduce(), self.walk, self.reduce_workgroups)?;
         let (slots, stride) = (u64::from(params.slots), u64::from(params.slot_stride));
         let width = u64::from(params.width);
-        let of_channels = u64::from(params.channels)
-            * u64::from(params.span)
-            * u64::from(params.repetitions);
+        let of_channels =
+            u64::from(params.channels) * u64::from(params.span) * u64::from(params.repetitions);
         ensure!(params.slots == params.pieces, "");
-        ensure!(width >= of_channels && stride >= width * p.groups as u64, "");
+        ensure!(
+            width >= of_channels && stride >= width * p.groups as u64,
+            ""
+        );
         ensure!(slots * stride <= 1 << 32, "{slots} slots");
         let Apply {
             walk,
@@ -183,7 +191,11 @@ impl Plan {
                 ensure!(stride % row == 4 * lanes % row, "{stride}");
             }
         }
-        for step in self.fused_forward().into_iter().chain(self.fused_backward()) {
+        for step in self
+            .fused_forward()
+            .into_iter()
+            .chain(self.fused_backward())
+        {
             ensure!(!self.ragged(), "{:?}", step.key.kernel);
             ensure!(step.params.pieces == 1, "{:?}", step.key.kernel);
             self.check_walk(&step, self.walk, step.params.workgroups.into())?;
@@ -198,7 +210,10 @@ impl Plan {
             };
             ensure!(held == 0 || held >= there.into(), "{:?}", step.key.kernel);
         }
-        ensure!(self.fused.is_some() == (self.strategy != Strategy::Split), "");
+        ensure!(
+            self.fused.is_some() == (self.strategy != Strategy::Split),
+            ""
+        );
         Ok(())
     }
 
@@ -216,8 +231,14 @@ impl Plan {
         );
         let lanes = u64::from(step.key.workgroup);
         ensure!(lanes.is_power_of_two(), "{kernel:?}: {lanes}");
-        ensure!(lanes <= caps.max_workgroup_size.into(), "{kernel:?}: {lanes}");
-        ensure!(32 * lanes <= caps.max_workgroup_storage.into(), "{kernel:?}");
+        ensure!(
+            lanes <= caps.max_workgroup_size.into(),
+            "{kernel:?}: {lanes}"
+        );
+        ensure!(
+            32 * lanes <= caps.max_workgroup_storage.into(),
+            "{kernel:?}"
+        );
         let (records, results) = match kernel {
             Kernel::Finalize
             | Kernel::Combine
@@ -273,7 +294,10 @@ impl Plan {
                 };
                 ensure!(rows == outer && row_vectors == touched, "{kernel:?}");
                 let steps = u64::from(params.step_rows) * row_vectors;
-                ensure!(steps + u64::from(params.step_vectors) == lanes, "{kernel:?}");
+                ensure!(
+                    steps + u64::from(params.step_vectors) == lanes,
+                    "{kernel:?}"
+                );
                 (rows * row_vectors, p.statistics() as u64, lanes)
             }
             Walk::Columns => {
@@ -367,7 +391,16 @@ fn dimension(pick: &mut impl FnMut(u64) -> u64) -> usize {
 fn number(pick: &mut impl FnMut(u64) -> u64) -> f64 {
     match pick(4) {
         0 => f64::from_bits(pick(u64::MAX)),
-        1 => [0.0, -0.0, 1.0, f64::NAN, f64::INFINITY, f64::MAX, 1e-45, -1.0][pick(8) as usize],
+        1 => [
+            0.0,
+            -0.0,
+            1.0,
+            f64::NAN,
+            f64::INFINITY,
+            f64::MAX,
+            1e-45,
+            -1.0,
+        ][pick(8) as usize],
         _ => pick(1 << 20) as f64 / f64::from(1 << 20),
     }
 }

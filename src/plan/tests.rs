@@ -197,7 +197,8 @@ fn arbitrary_plans_keep_their_promises() {
         let (problem, caps, choices) = Plan::arbitrary(&mut pick);
         match Plan::with(&problem, &caps, &choices) {
             Ok(plan) => {
-                plan.check().unwrap_or_else(|broken| panic!("{broken}\nby {choices:?}"));
+                plan.check()
+                    .unwrap_or_else(|broken| panic!("{broken}\nby {choices:?}"));
                 planned += 1;
                 chunked += u32::from(plan.is_chunked());
                 fused += u32::from(plan.strategy() != Strategy::Split);
@@ -205,5 +206,8 @@ fn arbitrary_plans_keep_their_promises() {
             Err(error) => assert!(!error.to_string().contains('\n'), "{error}"),
         }
     }
-    assert!(planned > 5000 && chunked > 100 && fused > 200, "{planned} {chunked} {fused}");
+    assert!(
+        planned > 5000 && chunked > 100 && fused > 200,
+        "{planned} {chunked} {fused}"
+    );
 }
