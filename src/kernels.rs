@@ -4,6 +4,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+#[cfg(doc)]
+use crate::Error;
 use crate::encode::Prepared;
 use crate::faults::{self, ErrorScopes, settle};
 use crate::plan::{Caps, ChannelLookup, Plan};
