@@ -70,6 +70,10 @@ pub struct BenchArgs {
     /// Measure nothing: put reports of other runs, machines or peers side by side
     #[arg(long, value_name = "FILE", num_args = 1..)]
     pub compare: Vec<PathBuf>,
+    /// Measure no operation but what the planner's cost model is made of: what a dispatch costs, and how fast tensors of
+    /// growing size are copied and read
+    #[arg(long, conflicts_with_all = ["compare", "html", "shapes", "dtype", "op"])]
+    pub constants: bool,
 }
 
 impl BenchArgs {

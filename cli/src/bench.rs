@@ -3,18 +3,21 @@
 //! GPU time by timestamps, as the slope between one and several repetitions in one submit; the median over rounds in which
 //! the operation and the copies take turns. Results are checked before anything is timed.
 
+#[cfg(not(target_family = "wasm"))]
+mod constants;
 mod report;
 mod subject;
 mod timer;
 
-use anyhow::{Result, ensure};
+use std::fmt;
+
+use anyhow::{Context, Result};
 use serde_json::Value;
 use wgpu_batchnorm::{Choices, Gpu, Plan};
 #[cfg(not(target_family = "wasm"))]
 use {
     crate::args::BenchArgs,
     crate::info::print,
-    anyhow::Context,
     indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle},
     std::io::IsTerminal,
     wgpu_batchnorm::Kernels,
@@ -49,6 +52,9 @@ const CACHE_BYTES: u64 = 64 << 20;
 /// One line: no adapter, a shape that cannot be, a result that is wrong, a file that cannot be written.
 #[cfg(not(target_family = "wasm"))]
 pub fn run(args: &BenchArgs) -> Result<()> {
+    if args.constants {
+        return constants(args);
+    }
     let report = if args.compare.is_empty() {
         measure(args)?
     } else {
@@ -72,6 +78,24 @@ pub fn run(args: &BenchArgs) -> Result<()> {
 }
 
 #[cfg(not(target_family = "wasm"))]
+fn constants(args: &BenchArgs) -> Result<()> {
+    let gpu = Gpu::find(args.device.backends(), args.device.adapter.as_deref())?;
+    let options = Options::of(args);
+    let measured = crate::device::wait(&gpu, constants::Constants::measure(&gpu, &options))?;
+    if let Some(path) = &args.json {
+        report::write(path, &(measured.json()? + "\n"))?;
+    }
+    if args
+        .json
+        .as_ref()
+        .is_none_or(|path| path.as_os_str() != "-")
+    {
+        print(measured.text())?;
+    }
+    Ok(())
+}
+
+#[cfg(not(target_family = "wasm"))]
 fn measure(args: &BenchArgs) -> Result<Report> {
     let mut gpu = Gpu::find(args.device.backends(), args.device.adapter.as_deref())?;
     if args.trusted {
@@ -79,11 +103,7 @@ fn measure(args: &BenchArgs) -> Result<Report> {
     }
     let software = gpu.adapter.get_info().device_type == wgpu::DeviceType::Cpu;
     let subjects = subject::chosen(args, software)?;
-    let options = Options {
-        choices: args.device.choices(),
-        repetitions: args.repetitions,
-        rounds: args.rounds,
-    };
+    let options = Options::of(args);
     let bar = ProgressBar::with_draw_target(
         Some(subjects.len() as u64),
         if std::io::stderr().is_terminal() {
@@ -138,6 +158,17 @@ impl Default for Options {
             choices: Choices::default(),
             repetitions: None,
             rounds: 5,
+        }
+    }
+}
+
+#[cfg(not(target_family = "wasm"))]
+impl Options {
+    fn of(args: &BenchArgs) -> Self {
+        Options {
+            choices: args.device.choices(),
+            repetitions: args.repetitions,
+            rounds: args.rounds,
         }
     }
 }
@@ -225,7 +256,8 @@ impl<'a> Bench<'a> {
             .repetitions
             .unwrap_or(((50.0 / first) as usize).clamp(16, 512))
             .max(2);
-        let best = copy.fastest(timer, times).await?;
+        let best = copy.fastest(timer, &copies.copies, times).await?;
+
         let (mut op_ms, mut copy_ms, mut buffer_ms) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..options.rounds.max(1) {
             op_ms.push(timer.slope(&work, times).await?);
@@ -234,7 +266,6 @@ impl<'a> Bench<'a> {
         }
         let (median_ms, copy_ms) = (median(&mut op_ms), median(&mut copy_ms));
         let moved = bytes * subject.op.passes();
-        let (lanes, groups) = COPIES[best];
         Ok(Measurement {
             op: subject.op.name().into(),
             shape: subject.shape.clone(),
@@ -244,7 +275,7 @@ impl<'a> Bench<'a> {
             cache: if cold { "cold" } else { "hot" }.into(),
             median_ms,
             copy_ms,
-            copy_kernel: format!("vec4, {lanes} lanes, {groups} workgroups"),
+            copy_kernel: best.to_string(),
             buffer_copy_ms: median(&mut buffer_ms),
             // Where dispatches by themselves are most of it, a ratio says nothing.
             copy_ratio: (copy_ms > 10.0 * empty_ms).then(|| median_ms / copy_ms),
@@ -267,14 +298,27 @@ fn spread(sorted: &[f64]) -> f64 {
 
 struct CopyKernels<'a> {
     gpu: &'a Gpu,
+    module: wgpu::ShaderModule,
     layout: wgpu::BindGroupLayout,
-    pipelines: Vec<wgpu::ComputePipeline>,
-    nothing: wgpu::ComputePipeline,
+    copies: Vec<Kernel>,
 }
 
-/// The copy kernels on the buffers of a subject.
-struct BoundCopies<'a> {
-    kernels: &'a CopyKernels<'a>,
+/// One of the kernels in copy.wgsl, and how it is dispatched.
+struct Kernel {
+    pipeline: wgpu::ComputePipeline,
+    lanes: u32,
+    groups: u32,
+}
+
+impl fmt::Display for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Kernel { lanes, groups, .. } = self;
+        write!(f, "vec4, {lanes} lanes, {groups} workgroups")
+    }
+}
+
+/// Pairs of buffers, for these kernels.
+struct BoundCopies {
     groups: Vec<wgpu::BindGroup>,
 }
 
@@ -299,36 +343,50 @@ impl<'a> CopyKernels<'a> {
             label: Some("copy"),
             entries: &[entry(0, true), entry(1, false)],
         });
-        let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+        let mut kernels = CopyKernels {
+            gpu,
+            module,
+            layout,
+            copies: Vec::new(),
+        };
+        kernels.copies = kernels.variants("copy");
+        kernels
+    }
+
+    /// A kernel in every size that there is to choose from.
+    fn variants(&self, entry_point: &str) -> Vec<Kernel> {
+        COPIES
+            .iter()
+            .map(|&(lanes, groups)| self.kernel(entry_point, lanes, groups))
+            .collect()
+    }
+
+    fn kernel(&self, entry_point: &str, lanes: u32, groups: u32) -> Kernel {
+        let device = &self.gpu.device;
+        let layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
             label: Some("copy"),
-            bind_group_layouts: &[Some(&layout)],
+            bind_group_layouts: &[Some(&self.layout)],
             immediate_size: 0,
         });
-        let pipeline = |entry_point, lanes: u32| {
-            device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-                label: Some(entry_point),
-                layout: Some(&pipeline_layout),
-                module: &module,
-                entry_point: Some(entry_point),
-                compilation_options: wgpu::PipelineCompilationOptions {
-                    constants: &[("WORKGROUP", f64::from(lanes))],
-                    ..Default::default()
-                },
-                cache: None,
-            })
-        };
-        CopyKernels {
-            gpu,
-            pipelines: COPIES
-                .iter()
-                .map(|(lanes, _)| pipeline("copy", *lanes))
-                .collect(),
-            nothing: pipeline("nothing", 64),
-            layout,
+        let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(entry_point),
+            layout: Some(&layout),
+            module: &self.module,
+            entry_point: Some(entry_point),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                constants: &[("WORKGROUP", f64::from(lanes))],
+                ..Default::default()
+            },
+            cache: None,
+        });
+        Kernel {
+            pipeline,
+            lanes,
+            groups,
         }
     }
 
-    fn bind(&'a self, pairs: &[(&wgpu::Buffer, &wgpu::Buffer)]) -> BoundCopies<'a> {
+    fn bind(&self, pairs: &[(&wgpu::Buffer, &wgpu::Buffer)]) -> BoundCopies {
         let group = |(from, to): &(&wgpu::Buffer, &wgpu::Buffer)| {
             self.gpu
                 .device
@@ -348,7 +406,6 @@ impl<'a> CopyKernels<'a> {
                 })
         };
         BoundCopies {
-            kernels: self,
             groups: pairs.iter().map(group).collect(),
         }
     }
@@ -364,43 +421,43 @@ impl<'a> CopyKernels<'a> {
             })
         };
         let (a, b) = (buffer("a"), buffer("b"));
-        let bound = self.bind(&[(&a, &b)]);
-        let work = |pass: &mut wgpu::ComputePass<'_>, _| {
-            pass.set_pipeline(&self.nothing);
-            pass.set_bind_group(0, &bound.groups[0], &[]);
-            pass.dispatch_workgroups(1, 1, 1);
-        };
+        let (bound, nothing) = (self.bind(&[(&a, &b)]), self.kernel("nothing", 64, 1));
         let mut times = Vec::new();
         for _ in 0..5 {
-            times.push(timer.slope(&work, 64).await?);
+            times.push(timer.slope(&bound.work(&nothing), 64).await?);
         }
         Ok(median(&mut times))
     }
 }
 
-impl BoundCopies<'_> {
-    fn work(&self, kernel: usize) -> impl Fn(&mut wgpu::ComputePass<'_>, usize) {
+impl BoundCopies {
+    fn work(&self, kernel: &Kernel) -> impl Fn(&mut wgpu::ComputePass<'_>, usize) {
         move |pass, i| {
-            pass.set_pipeline(&self.kernels.pipelines[kernel]);
+            pass.set_pipeline(&kernel.pipeline);
             pass.set_bind_group(0, &self.groups[i % self.groups.len()], &[]);
-            pass.dispatch_workgroups(COPIES[kernel].1, 1, 1);
+            pass.dispatch_workgroups(kernel.groups, 1, 1);
         }
     }
 
-    /// The number of the kernel that copies these buffers fastest.
-    async fn fastest(&self, timer: &Timer<'_>, times: usize) -> Result<usize> {
-        let mut best = (f64::INFINITY, 0);
-        for kernel in 0..COPIES.len() {
+    /// Of these kernels, the one that goes over these buffers fastest.
+    async fn fastest<'k>(
+        &self,
+        timer: &Timer<'_>,
+        kernels: &'k [Kernel],
+        times: usize,
+    ) -> Result<&'k Kernel> {
+        let mut best = None;
+        for kernel in kernels {
             let mut taken = Vec::new();
             for _ in 0..3 {
                 taken.push(timer.slope(&self.work(kernel), times.min(32)).await?);
             }
             let taken = median(&mut taken);
-            if taken < best.0 {
-                best = (taken, kernel);
+            if best.is_none_or(|(least, _)| taken < least) {
+                best = Some((taken, kernel));
             }
         }
-        ensure!(best.0.is_finite(), "no copy kernel could be timed");
-        Ok(best.1)
+        best.map(|(_, kernel)| kernel)
+            .context("no copy kernel could be timed")
     }
 }

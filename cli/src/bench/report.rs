@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use anyhow::Result;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 #[cfg(not(target_family = "wasm"))]
 use {
@@ -33,19 +33,19 @@ pub struct Measurement {
     /// Of everything that the operation dispatches.
     pub median_ms: f64,
     /// Of the fastest copy kernel from input to output.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "number")]
     pub copy_ms: f64,
     /// Which one that was.
     #[serde(default)]
     pub copy_kernel: String,
     /// Of `copy_buffer_to_buffer`.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "number")]
     pub buffer_copy_ms: f64,
     /// `median_ms / copy_ms`; none where dispatches by themselves are most of it.
     #[serde(default)]
     pub copy_ratio: Option<f64>,
     /// Bytes that the strategy moves, over the time.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "number")]
     pub gb_per_s: f64,
     /// These bytes.
     #[serde(default)]
@@ -57,13 +57,25 @@ pub struct Measurement {
     #[serde(default)]
     pub repetitions: usize,
     /// (largest - smallest) / median over the rounds.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "number")]
     pub spread: f64,
+}
+
+/// A number, or null where there is none: JSON has no infinity, and peers cannot measure everything.
+fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(0.0))
 }
 
 impl Measurement {
     fn shape_text(&self) -> String {
         shape_text(&self.shape, self.channel_axis)
+    }
+
+    fn dispatches_text(&self) -> String {
+        match self.dispatches {
+            0 => "-".into(),
+            n => n.to_string(),
+        }
     }
 
     fn elements(&self) -> f64 {
@@ -89,7 +101,7 @@ pub struct Machine {
     #[serde(default)]
     pub timer: String,
     /// Of a dispatch that does nothing.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "number")]
     pub empty_dispatch_ms: f64,
     /// One per operation and shape.
     pub results: Vec<Measurement>,
@@ -207,11 +219,6 @@ impl Report {
                 "dispatches",
             ]);
             for r in &machine.results {
-                let number = |v: f64| match v {
-                    v if v <= 0.0 || v.is_nan() => "-".to_owned(),
-                    v if v < 0.1 => format!("{v:.4}"),
-                    v => format!("{v:.2}"),
-                };
                 let (resident, twice) = r.ideal();
                 let best = if resident == twice {
                     format!("{resident}")
@@ -223,12 +230,12 @@ impl Report {
                     r.shape_text(),
                     r.dtype.clone(),
                     r.cache.clone(),
-                    number(r.median_ms),
-                    number(r.copy_ms),
-                    r.copy_ratio.map_or("-".into(), |v| format!("{v:.2}")),
+                    shown(r.median_ms),
+                    shown(r.copy_ms),
+                    shown(r.copy_ratio.unwrap_or_default()),
                     best,
-                    number(r.gb_per_s),
-                    r.dispatches.to_string(),
+                    shown(r.gb_per_s),
+                    r.dispatches_text(),
                 ]);
             }
             for column in [4, 5, 6, 7, 8, 9] {
@@ -238,7 +245,42 @@ impl Report {
             }
             let _ = writeln!(text, "{table}\n");
         }
+        if self.machines.len() > 1 {
+            let _ = write!(text, "{}", self.comparison_text());
+        }
         text.trim_end().to_owned()
+    }
+
+    /// The same operation on all of them, in milliseconds, and what that is of the first one's time.
+    #[cfg(not(target_family = "wasm"))]
+    fn comparison_text(&self) -> String {
+        let mut text = String::from("Side by side: ms, and times the first machine's\n");
+        for (i, machine) in self.machines.iter().enumerate() {
+            let _ = writeln!(text, "  {}: {}", i + 1, machine.title());
+        }
+        let mut table = Table::new();
+        table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+        let header = ["operation", "shape", "type", "cache"].map(String::from);
+        let numbers = (1..=self.machines.len()).map(|i| i.to_string());
+        table.set_header(header.into_iter().chain(numbers));
+        for (r, others) in side_by_side(&self.machines) {
+            let row = [
+                r.op.replace('_', " "),
+                r.shape_text(),
+                r.dtype.clone(),
+                r.cache.clone(),
+            ];
+            let times = others.iter().enumerate().map(|(i, other)| match other {
+                Some(o) if i == 0 => shown(o.median_ms),
+                Some(o) => format!("{} {}", shown(o.median_ms), times_text(o, r)),
+                None => "-".into(),
+            });
+            table.add_row(row.into_iter().chain(times));
+        }
+        for column in table.column_iter_mut().skip(4) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        format!("{text}{table}")
     }
 
     /// What `bench --html` writes: one page, which needs nothing else.
@@ -251,13 +293,13 @@ impl Report {
             let _ = write!(body, "<h2>{}</h2>", escape(&machine.title()));
             let driver =
                 ["driver", "driver_info"].map(|k| machine.adapter[k].as_str().unwrap_or(""));
-            let _ = write!(
-                body,
-                "<p class=\"sub\">{} · {} · empty dispatch {:.1} µs</p>",
-                escape(driver.join(" ").trim()),
-                escape(&machine.timer),
-                1e3 * machine.empty_dispatch_ms
-            );
+            let mut facts = vec![driver.join(" ").trim().to_owned(), machine.timer.clone()];
+            if machine.empty_dispatch_ms > 0.0 {
+                let us = 1e3 * machine.empty_dispatch_ms;
+                facts.push(format!("empty dispatch {us:.1} µs"));
+            }
+            facts.retain(|fact| !fact.is_empty());
+            let _ = write!(body, "<p class=\"sub\">{}</p>", escape(&facts.join(" · ")));
             for op in ["forward_training", "inference", "backward"] {
                 body += &bars(machine, op);
             }
@@ -276,7 +318,7 @@ impl Report {
 }
 
 #[cfg(not(target_family = "wasm"))]
-fn write(path: &Path, text: &str) -> Result<()> {
+pub(super) fn write(path: &Path, text: &str) -> Result<()> {
     if path.as_os_str() == "-" {
         return crate::info::print(text.trim_end());
     }
@@ -463,6 +505,15 @@ impl Plot {
     }
 }
 
+/// A measured number, or a dash where there is none.
+fn shown(v: f64) -> String {
+    match v {
+        v if v <= 0.0 || !v.is_finite() => "-".to_owned(),
+        v if v < 0.1 => format!("{v:.4}"),
+        v => format!("{v:.2}"),
+    }
+}
+
 fn short(v: f64) -> String {
     match v {
         v if v >= 1e9 => format!("{}G", v / 1e9),
@@ -508,7 +559,10 @@ fn roofline(machine: &Machine) -> String {
         );
         plot.point(point, &r.op, &tip);
     }
-    plot.finish("Roofline: bandwidth of every operation; the line is the copy")
+    plot.finish(match roof.is_empty() {
+        true => "Bandwidth of every operation",
+        false => "Roofline: bandwidth of every operation; the line is the copy",
+    })
 }
 
 /// Time per element against elements.
@@ -537,39 +591,59 @@ fn scaling(machine: &Machine) -> String {
     plot.finish("Scaling: time per element")
 }
 
-/// The same operation on several machines, the first being the measure.
-fn comparison(machines: &[Machine]) -> String {
-    let Some(first) = machines.first() else {
-        return String::new();
+/// The first machine's rows, and the same operation on every machine that has it.
+fn side_by_side(machines: &[Machine]) -> Vec<(&Measurement, Vec<Option<&Measurement>>)> {
+    let same = |r: &Measurement, o: &Measurement| {
+        (&o.op, &o.shape, o.channel_axis, &o.dtype) == (&r.op, &r.shape, r.channel_axis, &r.dtype)
+            && (o.cache == r.cache || o.cache.is_empty())
     };
+    let of = |r| {
+        machines
+            .iter()
+            .map(|machine| machine.results.iter().find(|o| same(r, o)))
+            .collect()
+    };
+    machines.first().map_or(Vec::new(), |first| {
+        first.results.iter().map(|r| (r, of(r))).collect()
+    })
+}
+
+/// How many times the first machine's time another one takes; nothing where either has none.
+fn times_text(other: &Measurement, first: &Measurement) -> String {
+    match other.median_ms / first.median_ms {
+        times if times > 0.0 && times.is_finite() => format!("×{times:.2}"),
+        _ => String::new(),
+    }
+}
+
+/// The same as a table, the first machine being the measure.
+fn comparison(machines: &[Machine]) -> String {
     let mut html = String::from(
-        "<h2>Side by side</h2><div class=\"scroll\"><table><tr><th>operation</th><th>shape</th><th>type</th>",
+        "<h2>Side by side</h2><p class=\"note\">Milliseconds, and times the first machine's.</p><div class=\"scroll\">\
+         <table class=\"machines\"><tr><th>operation</th><th>shape</th><th>type</th><th>cache</th>",
     );
     for machine in machines {
-        let _ = write!(html, "<th>{} ms</th>", escape(&machine.title()));
+        let _ = write!(html, "<th>{}</th>", escape(&machine.title()));
     }
     html += "</tr>";
-    for r in &first.results {
+    for (r, others) in side_by_side(machines) {
         let _ = write!(
             html,
-            "<tr><td>{}</td><td>{}</td><td>{}</td>",
-            title(&r.op),
+            "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td>",
+            escape(title(&r.op)),
             r.shape_text(),
-            escape(&r.dtype)
+            escape(&r.dtype),
+            escape(&r.cache)
         );
-        for machine in machines {
-            let same = machine.results.iter().find(|o| {
-                (&o.op, &o.shape, o.channel_axis, &o.dtype)
-                    == (&r.op, &r.shape, r.channel_axis, &r.dtype)
-                    && (o.cache == r.cache || o.cache.is_empty())
-            });
-            match same {
+        for (i, other) in others.iter().enumerate() {
+            let _ = match other {
+                Some(o) if i == 0 => write!(html, "<td>{}</td>", shown(o.median_ms)),
                 Some(o) => {
-                    let times = o.median_ms / r.median_ms;
-                    let _ = write!(html, "<td>{:.3} <span>×{times:.2}</span></td>", o.median_ms);
+                    let (ms, times) = (shown(o.median_ms), times_text(o, r));
+                    write!(html, "<td>{ms} <span>{times}</span></td>")
                 }
-                None => html += "<td>–</td>",
-            }
+                None => write!(html, "<td>–</td>"),
+            };
         }
         html += "</tr>";
     }
@@ -584,21 +658,21 @@ fn details(machines: &[Machine]) -> String {
     );
     for machine in machines {
         for r in &machine.results {
-            let ratio = r.copy_ratio.map_or("–".into(), |v| format!("{v:.2}"));
             let _ = write!(
                 html,
-                "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{:.4}</td><td>{:.4}</td>\
-                 <td>{ratio}</td><td>{:.1}</td><td>{}</td></tr>",
+                "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td>\
+                 <td>{}</td><td>{}</td><td>{}</td></tr>",
                 escape(&machine.title()),
                 title(&r.op),
                 r.shape_text(),
                 escape(&r.dtype),
                 escape(&r.cache),
                 escape(&r.strategy),
-                r.median_ms,
-                r.copy_ms,
-                r.gb_per_s,
-                r.dispatches
+                shown(r.median_ms),
+                shown(r.copy_ms),
+                shown(r.copy_ratio.unwrap_or_default()),
+                shown(r.gb_per_s),
+                r.dispatches_text()
             );
         }
     }
@@ -606,3 +680,75 @@ fn details(machines: &[Machine]) -> String {
 }
 
 const PAGE: &str = include_str!("page.html");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a peer writes: no copies, no dispatches, nulls.
+    const PEER: &str = r#"{
+        "adapter": {"name": "a peer <1>", "backend": ""},
+        "empty_dispatch_ms": null,
+        "results": [{
+            "op": "inference", "shape": [2, 3, 4], "channel_axis": 1, "dtype": "f32", "strategy": "", "cache": "",
+            "median_ms": 3.0, "copy_ms": null, "copy_ratio": null, "gb_per_s": 1.5, "bytes": 192
+        }]
+    }"#;
+
+    fn merged(texts: &[String]) -> Result<Report> {
+        let folder = tempfile::tempdir()?;
+        let write = |(i, text): (usize, &String)| {
+            let path = folder.path().join(format!("{i}.json"));
+            std::fs::write(&path, text).map(|()| path)
+        };
+        let paths = texts.iter().enumerate().map(write);
+        Report::merged(&paths.collect::<Result<Vec<_>, _>>()?)
+    }
+
+    fn ours(median_ms: f64) -> Result<String> {
+        let mut report: Value = serde_json::from_str(PEER)?;
+        report["adapter"] = json!({"name": "an adapter", "backend": "vulkan"});
+        let row = &mut report["results"][0];
+        row["cache"] = "cold".into();
+        row["median_ms"] = median_ms.into();
+        row["dispatches"] = 2.into();
+        Ok(report.to_string())
+    }
+
+    #[test]
+    fn a_peer_without_copies_stands_beside_ours() -> Result<()> {
+        let report = merged(&[ours(1.5)?, PEER.into()])?;
+        let text = report.text();
+        assert!(text.contains("1: an adapter (vulkan)"), "{text}");
+        assert!(text.contains("2: a peer <1>"), "{text}");
+        assert!(text.contains("3.00 ×2.00"), "{text}");
+        let page = report.html()?;
+        assert!(page.contains("a peer &lt;1&gt;"), "{page}");
+        assert!(page.contains("3.00 <span>×2.00</span>"), "{page}");
+        Ok(())
+    }
+
+    #[test]
+    fn a_merged_report_can_be_merged_again() -> Result<()> {
+        let both = merged(&[ours(1.5)?, PEER.into()])?.json()?;
+        let again = merged(&[both, ours(2.0)?])?;
+        assert_eq!(again.machines.len(), 3);
+        Ok(())
+    }
+
+    #[test]
+    fn what_has_no_finite_figure_is_read_again() -> Result<()> {
+        let mut report = merged(&[ours(0.0)?])?;
+        report.machines[0].results[0].gb_per_s = f64::INFINITY;
+        report.machines[0].results[0].spread = f64::NAN;
+        let again = merged(&[report.json()?])?;
+        assert!(again.text().contains(" - "), "{}", again.text());
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_no_report_is_an_error_that_names_the_file() {
+        let error = merged(&["{}".into()]).err().map(|e| format!("{e:#}"));
+        assert!(error.is_some_and(|e| e.contains("0.json: it is no report")));
+    }
+}
