@@ -25,7 +25,7 @@ MAKEFLAGS += --no-print-directory
 export XDG_RUNTIME_DIR := $(or $(XDG_RUNTIME_DIR),$(TMPDIR),/tmp)
 
 .DEFAULT_GOAL := help
-.PHONY: help adapter demo test lint check web web-test compilers dxc radv cross matrix clean
+.PHONY: help adapter demo test lint check web web-test compilers dxc radv cross peers matrix clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -80,6 +80,9 @@ radv: ## what plans choose through Mesa's compiler for AMD, against benches/resu
 
 cross: ## type-check the library for Windows (DX12) and macOS (Metal)
 	@bash scripts/cross-check.sh
+
+peers: adapter ## time Burn and PyTorch on the CPU beside ours (minutes to build; BENCH, BURN, PYTORCH are options)
+	@PYTHON="$(PYTHON)" bash benches/peers/run.sh
 
 # One after the other, whatever -j says, each even when another failed; one table at the end.
 matrix: ## check, every kernel path on every backend, the browser and compilers (before a release)
