@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import importlib
+import itertools
 import json
 import platform
 import statistics
@@ -314,27 +316,34 @@ def main() -> int:
     switches = {"on": [True], "off": [False], "both": [True, False]}[args.cudnn] if cuda else [None]
     # What torch.compile makes of batch norm is its own: cuDNN is not in it.
     variants = [Variant(False, cudnn) for cudnn in switches] + [Variant(True, None)] * args.compile
-    machines, failed = [], False
+    machines, failed, stopped = [], False, False
     for variant in variants:
+        if stopped:
+            break
         functions = {"training": training, "inference": inference}
         if variant.compiled:
             # The backward pass is repeated on one graph, which must keep its buffers.
-            torch._functorch.config.donated_buffer = False
+            importlib.import_module("torch._functorch.config").donated_buffer = False
             functions = {name: torch.compile(f, dynamic=False) for name, f in functions.items()}
         results = []
         print(f"PyTorch {torch.__version__} {variant}", file=sys.stderr)
-        for shape, dtype in subjects:
-            for op in args.op:
-                for cache in ("cold", "hot") if cuda else ("cold",):
-                    try:
-                        with torch.backends.cudnn.flags(enabled=variant.cudnn is not False):
-                            results.append(measure(shape, dtype, op, cache, device, functions, args))
-                    except Exception as error:  # a shape that fails leaves the others
-                        failed = True
-                        line = str(error).strip().split("\n")[0]
-                        print(f"  {op} {shape} {dtype} {cache}: failed: {type(error).__name__}: {line}", file=sys.stderr)
-            if variant.compiled:
-                torch.compiler.reset()
+        caches = ("cold", "hot") if cuda else ("cold",)
+        last = None
+        try:
+            for (shape, dtype), op, cache in itertools.product(subjects, args.op, caches):
+                if variant.compiled and last != (shape, dtype):
+                    torch.compiler.reset()  # every shape is compiled for itself
+                    last = (shape, dtype)
+                try:
+                    with torch.backends.cudnn.flags(enabled=variant.cudnn is not False):
+                        results.append(measure(shape, dtype, op, cache, device, functions, args))
+                except Exception as error:  # what fails leaves the others
+                    failed = True
+                    line = str(error).strip().split("\n")[0]
+                    print(f"  {op} {shape} {dtype} {cache}: failed: {type(error).__name__}: {line}", file=sys.stderr)
+        except KeyboardInterrupt:
+            failed = stopped = True
+            print("  interrupted: what was measured so far is written", file=sys.stderr)
         if results:
             machines.append(machine(variant, device, results))
         text = sums_text(str(variant), results)

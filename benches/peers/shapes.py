@@ -48,9 +48,9 @@ class Shape:
     def parse(text: str) -> "Shape":
         """From 32x64x56x56, 32x28x28x256:last, 32x2048x7x7:f16."""
         size, *rest = text.split(":")
-        dims = tuple(int(d) for d in size.split("x"))
+        dims = tuple(int(d) if d.isdecimal() else 0 for d in size.split("x"))
         unknown = set(rest) - {"last", *DTYPES}
-        if len(dims) < 2 or min(dims) < 1 or unknown:
+        if len(dims) < 2 or 0 in dims or unknown:
             raise ValueError(f"{text}: give a shape like 32x64x56x56, 32x28x28x256:last or 32x2048x7x7:f16")
         dtypes = [part for part in rest if part in DTYPES]
         return Shape(dims, len(dims) - 1 if "last" in rest else 1, dtypes[0] if dtypes else None)
