@@ -102,10 +102,11 @@ class Tensors:
         return self.target.copy_(self.copied)
 
     def error(self) -> float:
-        """Against the formulas in float64: the largest deviation, of the scale of each tensor."""
-        mean, var = self.mean.double(), self.var.double()
-        got = self.run()
-        x, weight, bias = (t.detach().double() for t in (self.x, self.weight, self.bias))
+        """Against the formulas in float64, in the first and the last channel: the largest deviation, of each scale."""
+        ends = [0, -1]
+        mean, var = self.mean[ends].double(), self.var[ends].double()
+        made = self.run()
+        x, weight, bias = self.x.detach()[:, ends].double(), self.weight[ends].double(), self.bias[ends].double()
         others = [d for d in range(x.dim()) if d != 1]
         over = [1, -1] + [1] * (x.dim() - 2)
         if self.op != "inference":
@@ -113,13 +114,14 @@ class Tensors:
         invstd = (var + EPS).rsqrt().view(over)
         normal = (x - mean.view(over)) * invstd
         if self.op == "backward":
-            dy = self.dy.double()
-            count = x.numel() // x.shape[1]
+            dy = self.dy[:, ends].double()
+            count = x.numel() // len(ends)
             grad_bias, grad_weight = dy.sum(others), (dy * normal).sum(others)
             inner = dy - grad_bias.view(over) / count - normal * grad_weight.view(over) / count
+            got = [made[0][:, ends], made[1][ends], made[2][ends]]
             want = [weight.view(over) * invstd * inner, grad_weight, grad_bias]
         else:
-            got, want = [got], [weight.view(over) * normal + bias.view(over)]
+            got, want = [made[:, ends]], [weight.view(over) * normal + bias.view(over)]
         pairs = zip(got, want)
         return max(((g.double() - w).abs().max() / w.abs().max().clamp(min=1)).item() for g, w in pairs)
 
