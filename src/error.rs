@@ -155,7 +155,7 @@ pub enum Error {
         /// The shape that is needed.
         expected: Vec<usize>,
     },
-    /// A file with a layer's state cannot be read, understood or written.
+    /// A file with a layer's state, or with tuned plans, cannot be read, understood or written.
     #[error("{file}: {problem}; {remedy}")]
     File {
         /// Its path, or that it is bytes.

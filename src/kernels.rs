@@ -859,6 +859,12 @@ impl Kernels {
         })
     }
 
+    /// Kernels of the same device that have compiled nothing.
+    #[cfg(feature = "tune")]
+    pub(crate) fn fresh(&self) -> Result<Self> {
+        Self::with_pipeline_cache(&self.shared.device, self.shared.cache.clone())
+    }
+
     /// What the planner knows of this device.
     pub fn caps(&self) -> &Caps {
         &self.shared.caps

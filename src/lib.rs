@@ -18,7 +18,7 @@
 //!
 //! [`Fold`] takes the inference form into the layer before it, on the host.
 //!
-//! The library creates no device, submits nothing and does not block, except in [`Gpu`]'s conveniences, whose
+//! The library creates no device, submits nothing and does not block, except in [`Gpu`]'s conveniences and in tuning, whose
 //! documentation says so. No input makes it panic: see [`Error`].
 //!
 //! # Formulas
@@ -37,6 +37,7 @@
 //! - `web`: [`Gpu`] on wasm32 in a browser, through WebGPU; only its async forms.
 //! - `ndarray`: [`reference`](mod@reference), the definition in f64; with `device` or `web` also passes over host arrays.
 //! - `state`: `State`, a layer's parameters and statistics in safetensors files, under PyTorch's or Keras' names.
+//! - `tune`: `Kernels::tune` measures which plan is fastest on the user's adapter, `TuningCache` keeps it in a file.
 //!
 //! # Example
 //! A plan needs no GPU:
@@ -60,6 +61,8 @@ mod device;
 mod encode;
 mod error;
 mod faults;
+#[cfg(all(any(feature = "state", feature = "tune"), not(target_family = "wasm")))]
+mod files;
 mod fold;
 mod kernels;
 mod layer;
@@ -78,6 +81,8 @@ pub mod reference;
 mod shaders;
 #[cfg(feature = "state")]
 mod state;
+#[cfg(feature = "tune")]
+mod tune;
 
 pub use arguments::{
     Backward, BackwardApply, BackwardReduce, BufferRange, Combine, Finalize, ForwardTraining,
@@ -99,6 +104,8 @@ pub use problem::{Activation, Dtype, Momentum, Preset, Problem, RunningVariance}
 pub use shaders::Shader;
 #[cfg(feature = "state")]
 pub use state::{Naming, State, StateReadback};
+#[cfg(feature = "tune")]
+pub use tune::{Candidate, Tuned, TuningCache};
 
 /// The code of the README, which runs as tests of the documentation.
 #[cfg(all(doctest, feature = "ndarray", feature = "device", feature = "state"))]

@@ -1,5 +1,7 @@
 //! What runs where: a pure function from a problem and a device's capabilities to dispatches. No GPU handles.
 
+#[cfg(feature = "tune")]
+mod candidates;
 mod caps;
 mod choices;
 mod chunks;

@@ -9,6 +9,8 @@ use std::task::Poll;
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo, TensorView};
 
+#[cfg(not(target_family = "wasm"))]
+use crate::files::replace;
 use crate::fold::negative;
 use crate::readback::Mapping;
 use crate::{Error, Fold, Result};
@@ -542,30 +544,6 @@ fn read(source: &mut impl Read, length: u64) -> io::Result<Vec<u8>> {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
     Ok(bytes)
-}
-
-/// Writes a temporary file beside `path` and renames it.
-#[cfg(not(target_family = "wasm"))]
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    use std::io::Write;
-    use std::sync::atomic::{AtomicU64, Ordering};
-    static FILES: AtomicU64 = AtomicU64::new(0);
-
-    if path.file_name().is_none() {
-        return Err(io::Error::other("it does not name a file"));
-    }
-    let number = FILES.fetch_add(1, Ordering::Relaxed);
-    let name = format!(".batchnorm-{}-{number}.tmp", std::process::id());
-    let temporary = path.with_file_name(name);
-    let mut file = std::fs::File::create_new(&temporary)?;
-    let written = file.write_all(bytes).and_then(|()| file.sync_all());
-    drop(file);
-    let renamed = written.and_then(|()| std::fs::rename(&temporary, path));
-    if renamed.is_err() {
-        // What went wrong first is what the caller hears of.
-        let _ = std::fs::remove_file(&temporary);
-    }
-    renamed
 }
 
 /// Text from outside, fit for one line of an error message.

@@ -12,6 +12,7 @@ mod numerics;
 mod plans;
 mod properties;
 mod state;
+mod tune;
 mod types;
 
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
