@@ -72,6 +72,7 @@ mod probe;
 mod problem;
 #[cfg(any(
     feature = "state",
+    feature = "tune",
     all(feature = "ndarray", any(feature = "device", feature = "web"))
 ))]
 mod readback;
@@ -108,6 +109,12 @@ pub use state::{Naming, State, StateReadback};
 pub use tune::{Candidate, Tuned, TuningCache};
 
 /// The code of the README, which runs as tests of the documentation.
-#[cfg(all(doctest, feature = "ndarray", feature = "device", feature = "state"))]
+#[cfg(all(
+    doctest,
+    feature = "ndarray",
+    feature = "device",
+    feature = "state",
+    feature = "tune"
+))]
 #[doc = include_str!("../README.md")]
 pub struct ReadmeDoctests;
