@@ -771,7 +771,7 @@ struct Shared {
     device: wgpu::Device,
     caps: Caps,
     cache: Option<wgpu::PipelineCache>,
-    create_module: Box<CreateModule>,
+    create_module: Arc<CreateModule>,
     pipelines: Mutex<HashMap<PipelineKey, Arc<Pipeline>>>,
     /// Stand in for arguments that are absent, one to be read and one to be written; no kernel touches them.
     placeholders: [wgpu::Buffer; 2],
@@ -852,7 +852,7 @@ impl Kernels {
                 device: device.clone(),
                 caps,
                 cache,
-                create_module: Box::new(create_module),
+                create_module: Arc::new(create_module),
                 pipelines,
                 placeholders,
             }),
@@ -861,8 +861,18 @@ impl Kernels {
 
     /// Kernels of the same device that have compiled nothing.
     #[cfg(feature = "tune")]
-    pub(crate) fn fresh(&self) -> Result<Self> {
-        Self::with_pipeline_cache(&self.shared.device, self.shared.cache.clone())
+    pub(crate) fn fresh(&self) -> Self {
+        let shared = &self.shared;
+        Kernels {
+            shared: Arc::new(Shared {
+                device: shared.device.clone(),
+                caps: shared.caps.clone(),
+                cache: shared.cache.clone(),
+                create_module: Arc::clone(&shared.create_module),
+                pipelines: Mutex::default(),
+                placeholders: shared.placeholders.clone(),
+            }),
+        }
     }
 
     /// What the planner knows of this device.

@@ -119,7 +119,7 @@ impl Kernels {
     pub async fn tune_async(&self, queue: &wgpu::Queue, problem: &Problem) -> Result<Tuned> {
         let planned = Plan::candidates(problem, self.caps())?;
         // Pipelines of the candidates that lose are not kept.
-        let kernels = self.fresh()?;
+        let kernels = self.fresh();
         let buffers = Buffers::new(self.device(), queue, problem).await?;
         let mut candidates = Vec::new();
         let mut contestants = Vec::new();

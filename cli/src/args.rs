@@ -45,6 +45,10 @@ pub struct BenchArgs {
     /// 32x28x28x256:last:bf16. Without any, the headline set
     #[arg(long, value_name = "SHAPE,...", value_delimiter = ',')]
     pub shapes: Vec<String>,
+    /// A set of shapes: the headline, the layers of ResNet-50 at a batch of 32, all that count up to 256 MB, or one shape at
+    /// growing batches. What does not fit the device is left out
+    #[arg(long, value_enum, conflicts_with = "shapes")]
+    pub set: Option<SetName>,
     /// Types, instead of what the shapes name
     #[arg(long, value_enum, value_delimiter = ',')]
     pub dtype: Vec<DtypeName>,
@@ -67,12 +71,19 @@ pub struct BenchArgs {
     /// Write one page with plots; `-` is stdout
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
+    /// Time every strategy that can run instead, and write as Markdown how near the planner's choice is to the best; `-`
+    /// is stdout
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["json", "html", "compare", "tune", "strategy"])]
+    pub strategies: Option<PathBuf>,
+    /// Take plans from this file of tuned ones; what it lacks is tuned first, and kept there
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["compare", "strategy"])]
+    pub tune: Option<PathBuf>,
     /// Measure nothing: put reports of other runs, machines or peers side by side
     #[arg(long, value_name = "FILE", num_args = 1..)]
     pub compare: Vec<PathBuf>,
     /// Measure no operation but what the planner's cost model is made of: what a dispatch costs, and how fast tensors of
     /// growing size are copied and read
-    #[arg(long, conflicts_with_all = ["compare", "html", "shapes", "dtype", "op"])]
+    #[arg(long, conflicts_with_all = ["compare", "html", "shapes", "set", "dtype", "op", "tune", "strategies"])]
     pub constants: bool,
 }
 
@@ -95,6 +106,16 @@ pub enum OpName {
     ForwardTraining,
     Inference,
     Backward,
+}
+
+/// `--set`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs)]
+pub enum SetName {
+    Headline,
+    Resnet50,
+    All,
+    Scaling,
 }
 
 /// Options of `forward` and `backward`.

@@ -6,25 +6,32 @@
 #[cfg(not(target_family = "wasm"))]
 mod constants;
 mod report;
+pub mod shapes;
+#[cfg(not(target_family = "wasm"))]
+mod strategies;
 mod subject;
 mod timer;
 
 use std::fmt;
+use std::rc::Rc;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
-use wgpu_batchnorm::{Choices, Gpu, Plan};
+use wgpu_batchnorm::{Choices, Gpu, Plan, Problem};
 #[cfg(not(target_family = "wasm"))]
 use {
     crate::args::BenchArgs,
     crate::info::print,
     indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle},
     std::io::IsTerminal,
-    wgpu_batchnorm::Kernels,
+    std::path::Path,
+    wgpu_batchnorm::{Error, Kernels, TuningCache},
 };
 
+#[cfg(not(target_family = "wasm"))]
+pub use crate::device::wait;
 pub use report::{Machine, Measurement, Report};
-use subject::Bound;
+use subject::{Bound, Tensors};
 pub use subject::{Op, Subject, subjects};
 use timer::{Timer, median};
 
@@ -54,6 +61,9 @@ const CACHE_BYTES: u64 = 64 << 20;
 pub fn run(args: &BenchArgs) -> Result<()> {
     if args.constants {
         return constants(args);
+    }
+    if let Some(path) = &args.strategies {
+        return report::write(path, &strategies(args)?);
     }
     let report = if args.compare.is_empty() {
         measure(args)?
@@ -97,6 +107,34 @@ fn constants(args: &BenchArgs) -> Result<()> {
 
 #[cfg(not(target_family = "wasm"))]
 fn measure(args: &BenchArgs) -> Result<Report> {
+    let (gpu, subjects, mut options) = asked_for(args)?;
+    if let Some(path) = &args.tune {
+        options.tuned = tuned(&gpu, &subjects, path)?;
+    }
+    crate::device::wait(&gpu, async {
+        let bench = Bench::new(&gpu, options).await?;
+        let measured = each(args, &subjects, async |s| bench.measure(s).await).await?;
+        let results = measured.into_iter().flatten().collect();
+        Ok(bench.report(crate::info::adapter(&gpu.adapter), results))
+    })
+}
+
+/// The table of `--strategies`.
+#[cfg(not(target_family = "wasm"))]
+fn strategies(args: &BenchArgs) -> Result<String> {
+    let (gpu, mut subjects, options) = asked_for(args)?;
+    // Which has one form, whatever the strategy.
+    subjects.retain(|subject| subject.op != Op::Inference);
+    crate::device::wait(&gpu, async {
+        let bench = Bench::new(&gpu, options).await?;
+        let rows = each(args, &subjects, async |s| bench.strategies(s).await).await?;
+        Ok(strategies::markdown(&bench, &rows))
+    })
+}
+
+/// The device, the subjects and the options that the arguments ask for.
+#[cfg(not(target_family = "wasm"))]
+fn asked_for(args: &BenchArgs) -> Result<(Gpu, Vec<Subject>, Options)> {
     let mut gpu = Gpu::find(args.device.backends(), args.device.adapter.as_deref())?;
     if args.trusted {
         gpu.kernels = Kernels::with_modules(&gpu.device, None, without_loop_bounds)?;
@@ -104,27 +142,70 @@ fn measure(args: &BenchArgs) -> Result<Report> {
     let software = gpu.adapter.get_info().device_type == wgpu::DeviceType::Cpu;
     let subjects = subject::chosen(args, software)?;
     let options = Options::of(args);
-    let bar = ProgressBar::with_draw_target(
-        Some(subjects.len() as u64),
-        if std::io::stderr().is_terminal() {
-            ProgressDrawTarget::stderr()
-        } else {
-            ProgressDrawTarget::hidden()
-        },
-    );
-    bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}")?);
-    crate::device::wait(&gpu, async {
-        let bench = Bench::new(&gpu, options).await?;
-        let mut results = Vec::new();
-        for subject in &subjects {
-            bar.set_message(subject.to_string());
-            let measured = bench.measure(subject).await;
-            results.extend(measured.with_context(|| subject.to_string())?);
-            bar.inc(1);
+    Ok((gpu, subjects, options))
+}
+
+/// Measures subject after subject. Of a set, what does not fit the device is left out, with a line on stderr.
+#[cfg(not(target_family = "wasm"))]
+async fn each<T>(
+    args: &BenchArgs,
+    subjects: &[Subject],
+    measure: impl AsyncFn(&Subject) -> Result<T>,
+) -> Result<Vec<T>> {
+    let bar = progress(subjects.len())?;
+    let mut results = Vec::new();
+    for subject in subjects {
+        bar.set_message(subject.to_string());
+        match measure(subject).await {
+            Ok(result) => results.push(result),
+            Err(error) if args.set.is_some() && does_not_fit(&error) => {
+                bar.suspend(|| eprintln!("left out: {subject}: {error}"));
+            }
+            Err(error) => return Err(error.context(subject.to_string())),
         }
-        bar.finish_and_clear();
-        Ok(bench.report(crate::info::adapter(&gpu.adapter), results))
-    })
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    Ok(results)
+}
+
+#[cfg(not(target_family = "wasm"))]
+fn does_not_fit(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<Error>();
+    matches!(error, Some(Error::Limit { .. } | Error::OutOfMemory { .. }))
+}
+
+#[cfg(not(target_family = "wasm"))]
+fn progress(length: usize) -> Result<ProgressBar> {
+    let target = if std::io::stderr().is_terminal() {
+        ProgressDrawTarget::stderr()
+    } else {
+        ProgressDrawTarget::hidden()
+    };
+    let bar = ProgressBar::with_draw_target(Some(length as u64), target);
+    bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}")?);
+    Ok(bar)
+}
+
+/// What a file of tuned plans says of each problem. What it lacks is tuned, and the file written.
+#[cfg(not(target_family = "wasm"))]
+fn tuned(gpu: &Gpu, subjects: &[Subject], path: &Path) -> Result<Vec<(Problem, Choices)>> {
+    let mut cache = TuningCache::load(path, &gpu.kernels)?;
+    let mut tuned: Vec<(Problem, Choices)> = Vec::new();
+    for Subject { problem, .. } in subjects {
+        if tuned.iter().any(|(known, _)| known == problem) {
+            continue;
+        }
+        if cache.choices_for(problem).is_none() {
+            let found = gpu.kernels.tune(&gpu.queue, problem)?;
+            eprintln!("{:?} {}\n{found}", problem.shape(), problem.dtype);
+            cache.insert(&found);
+            cache.save(path)?;
+        }
+        let choices = cache.choices_for(problem).unwrap_or_default();
+        tuned.push((problem.clone(), choices));
+    }
+    Ok(tuned)
 }
 
 /// A shader module whose loops have no bounds but their own.
@@ -150,6 +231,8 @@ pub struct Options {
     pub repetitions: Option<usize>,
     /// Rounds in which the operation and the copies take turns; the median counts.
     pub rounds: usize,
+    /// What the planner is told of some problems instead.
+    pub tuned: Vec<(Problem, Choices)>,
 }
 
 impl Default for Options {
@@ -158,6 +241,7 @@ impl Default for Options {
             choices: Choices::default(),
             repetitions: None,
             rounds: 5,
+            tuned: Vec::new(),
         }
     }
 }
@@ -169,6 +253,7 @@ impl Options {
             choices: args.device.choices(),
             repetitions: args.repetitions,
             rounds: args.rounds,
+            tuned: Vec::new(),
         }
     }
 }
@@ -219,18 +304,10 @@ impl<'a> Bench<'a> {
         Report::new(adapter, self.timer.kind(), self.empty_ms, results)
     }
 
-    async fn one(&self, subject: &Subject, cold: bool) -> Result<Measurement> {
-        let Bench {
-            gpu,
-            timer,
-            copies,
-            empty_ms,
-            options,
-        } = self;
-        let plan = Plan::with(&subject.problem, gpu.kernels.caps(), &options.choices)?;
-        let bytes = subject.problem.bytes();
-        let software = gpu.kernels.caps().device_type == wgpu::DeviceType::Cpu;
-        let set = bytes * subject.op.tensors();
+    /// Sets of buffers: as many as exceed the cache several times, or one.
+    async fn tensors(&self, subject: &Subject, cold: bool) -> Result<Vec<Rc<Tensors>>> {
+        let software = self.gpu.kernels.caps().device_type == wgpu::DeviceType::Cpu;
+        let set = subject.problem.bytes() * subject.op.tensors();
         let sets = if cold && !software {
             (4 * CACHE_BYTES)
                 .div_ceil(set)
@@ -239,53 +316,128 @@ impl<'a> Bench<'a> {
         } else {
             1
         };
-        let mut bound = Vec::new();
+        let mut tensors = Vec::new();
         for i in 0..sets {
-            bound.push(Bound::new(gpu, &plan, subject, i).await?);
+            tensors.push(Rc::new(Tensors::new(self.gpu, subject, i).await?));
+        }
+        Ok(tensors)
+    }
+
+    /// Binds an operation and checks its result: what [`measure`](Self::measure) times, cold.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn stopwatch(&self, subject: &Subject) -> Result<Stopwatch<'_>> {
+        self.set_up(subject, true).await
+    }
+
+    async fn set_up(&self, subject: &Subject, cold: bool) -> Result<Stopwatch<'_>> {
+        let Bench {
+            gpu,
+            timer,
+            copies,
+            options,
+            ..
+        } = self;
+        let of_problem = options.tuned.iter().find(|(p, _)| p == &subject.problem);
+        let choices = of_problem.map_or(&options.choices, |(_, choices)| choices);
+        let plan = Plan::with(&subject.problem, gpu.kernels.caps(), choices)?;
+        let mut bound = Vec::new();
+        for tensors in &self.tensors(subject, cold).await? {
+            bound.push(Bound::new(gpu, &plan, subject, tensors).await?);
         }
         bound[0].check(gpu, subject).await?;
-
-        let pairs: Vec<_> = bound.iter().map(|b| (&b.input, &b.output)).collect();
+        let pairs: Vec<_> = bound.iter().map(Bound::copied).collect();
         let copy = copies.bind(&pairs);
-        let work = |pass: &mut wgpu::ComputePass<'_>, i: usize| {
-            bound[i % bound.len()].operation.encode_in(pass);
-        };
         // As many repetitions as make a submit of about 50 ms, 16 at least.
-        let first = timer.slope(&work, 2).await?.max(1e-3);
+        let first = timer.slope(&repeated(&bound), 2).await?.max(1e-3);
         let times = options
             .repetitions
             .unwrap_or(((50.0 / first) as usize).clamp(16, 512))
             .max(2);
         let best = copy.fastest(timer, &copies.copies, times).await?;
+        Ok(Stopwatch {
+            timer,
+            plan,
+            bound,
+            copy,
+            best,
+            times,
+        })
+    }
 
+    async fn one(&self, subject: &Subject, cold: bool) -> Result<Measurement> {
+        let watch = self.set_up(subject, cold).await?;
+        let (times, empty_ms) = (watch.times, self.empty_ms);
         let (mut op_ms, mut copy_ms, mut buffer_ms) = (Vec::new(), Vec::new(), Vec::new());
-        for _ in 0..options.rounds.max(1) {
-            op_ms.push(timer.slope(&work, times).await?);
-            copy_ms.push(timer.slope(&copy.work(best), times).await?);
-            buffer_ms.push(timer.buffer_copy(&pairs, times).await?);
+        for _ in 0..self.options.rounds.max(1) {
+            op_ms.push(watch.pass(times).await?);
+            copy_ms.push(watch.copy(times).await?);
+            buffer_ms.push(watch.buffer_copy(times).await?);
         }
         let (median_ms, copy_ms) = (median(&mut op_ms), median(&mut copy_ms));
-        let moved = bytes * subject.op.passes();
+        let moved = subject.problem.bytes() * subject.op.passes();
         Ok(Measurement {
             op: subject.op.name().into(),
             shape: subject.shape.clone(),
             channel_axis: subject.channel_axis,
             dtype: subject.problem.dtype.to_string(),
-            strategy: plan.strategy().to_string(),
+            strategy: watch.plan.strategy().to_string(),
             cache: if cold { "cold" } else { "hot" }.into(),
             median_ms,
             copy_ms,
-            copy_kernel: best.to_string(),
+            copy_kernel: watch.best.to_string(),
             buffer_copy_ms: median(&mut buffer_ms),
             // Where dispatches by themselves are most of it, a ratio says nothing.
             copy_ratio: (copy_ms > 10.0 * empty_ms).then(|| median_ms / copy_ms),
             gb_per_s: moved as f64 / median_ms / 1e6,
             bytes: moved,
-            dispatches: bound[0].operation.dispatches(),
+            dispatches: watch.bound[0].operation.dispatches(),
             repetitions: times,
             spread: spread(&op_ms),
         })
     }
+}
+
+/// An operation whose result was checked, and the copy of its tensor.
+pub struct Stopwatch<'a> {
+    timer: &'a Timer<'a>,
+    plan: Plan,
+    bound: Vec<Bound>,
+    copy: BoundCopies,
+    /// The fastest copy kernel.
+    best: &'a Kernel,
+    /// Repetitions in one submit.
+    times: usize,
+}
+
+impl Stopwatch<'_> {
+    /// Milliseconds of one repetition of the operation, by the slope between one and several, at least two, in a submit.
+    ///
+    /// # Errors
+    /// A device that is lost.
+    pub async fn pass(&self, times: usize) -> Result<f64> {
+        self.timer.slope(&repeated(&self.bound), times.max(2)).await
+    }
+
+    /// The same of the copy.
+    ///
+    /// # Errors
+    /// A device that is lost.
+    pub async fn copy(&self, times: usize) -> Result<f64> {
+        let work = self.copy.work(self.best);
+        self.timer.slope(&work, times.max(2)).await
+    }
+
+    async fn buffer_copy(&self, times: usize) -> Result<f64> {
+        let pairs: Vec<_> = self.bound.iter().map(Bound::copied).collect();
+        self.timer.buffer_copy(&pairs, times).await
+    }
+}
+
+/// Repetitions of an operation, from set to set of its buffers.
+fn repeated(bound: &[Bound]) -> impl Fn(&mut wgpu::ComputePass<'_>, usize) {
+    |pass, i| bound[i % bound.len()].operation.encode_in(pass)
 }
 
 /// (largest - smallest) / median over the rounds.

@@ -18,8 +18,11 @@ pub(crate) async fn idle(gpu: &Gpu) -> Result<()> {
 }
 
 /// Runs a future that waits for nothing but this device, polling the device.
+///
+/// # Errors
+/// Those of the future, and a device that is lost.
 #[cfg(not(target_family = "wasm"))]
-pub(crate) fn wait<T>(gpu: &Gpu, future: impl Future<Output = Result<T>>) -> Result<T> {
+pub fn wait<T>(gpu: &Gpu, future: impl Future<Output = Result<T>>) -> Result<T> {
     use std::task::{Context as TaskContext, Poll, Waker};
     let mut future = std::pin::pin!(future);
     let mut context = TaskContext::from_waker(Waker::noop());

@@ -82,6 +82,13 @@ impl Measurement {
         self.shape.iter().map(|&d| d as f64).product()
     }
 
+    /// Whether another differs in its first dimension alone.
+    fn grows_to(&self, other: &Measurement) -> bool {
+        (&self.op, &self.dtype, &self.cache, self.channel_axis)
+            == (&other.op, &other.dtype, &other.cache, other.channel_axis)
+            && self.shape.get(1..) == other.shape.get(1..)
+    }
+
     /// In copies, the least that memory allows: on chip, and read twice.
     fn ideal(&self) -> (f64, f64) {
         match self.op.as_str() {
@@ -565,20 +572,40 @@ fn roofline(machine: &Machine) -> String {
     })
 }
 
-/// Time per element against elements.
+/// Time per element against elements: points, and a curve through what differs in its first dimension alone.
 fn scaling(machine: &Machine) -> String {
-    let rows: Vec<_> = machine
-        .results
-        .iter()
-        .filter(|r| r.median_ms > 0.0)
-        .collect();
+    let timed = machine.results.iter().filter(|r| r.median_ms > 0.0);
+    let mut rows: Vec<_> = timed.collect();
     if rows.is_empty() {
         return String::new();
     }
-    let at = |r: &Measurement| (r.elements(), 1e6 * r.median_ms / r.elements());
-    let points: Vec<_> = rows.iter().map(|r| at(r)).collect();
+    rows.sort_by(|a, b| a.elements().total_cmp(&b.elements()));
+    let of = |r: &Measurement, ms: f64| (r.elements(), 1e6 * ms / r.elements());
+    let at = |r: &Measurement| of(r, r.median_ms);
+    // Curves, whose first row stands for all.
+    let mut curves: Vec<Vec<&Measurement>> = Vec::new();
+    for &row in &rows {
+        match curves.iter_mut().find(|curve| curve[0].grows_to(row)) {
+            Some(curve) => curve.push(row),
+            None => curves.push(vec![row]),
+        }
+    }
+    curves.retain(|curve| curve.len() > 2);
+    // The copies of one layout stand for those of all.
+    let copies: Vec<_> = curves.first().map_or(Vec::new(), |curve| {
+        let copied = curve.iter().filter(|r| r.copy_ms > 0.0);
+        copied.map(|r| of(r, r.copy_ms)).collect()
+    });
+    let points: Vec<_> = rows.iter().map(|r| at(r)).chain(copies.clone()).collect();
     let mut plot = Plot::new(&points, "elements", "ns per element");
-    for (r, point) in rows.iter().zip(points) {
+    plot.line(&copies, "roof");
+    for curve in &curves {
+        let last = curve[0].channel_axis + 1 == curve[0].shape.len();
+        let class = format!("curve {}{}", curve[0].op, if last { " last" } else { "" });
+        let points: Vec<_> = curve.iter().map(|r| at(r)).collect();
+        plot.line(&points, &class);
+    }
+    for r in &rows {
         let tip = format!(
             "{} {} {}: {:.3} ms",
             r.op,
@@ -586,9 +613,14 @@ fn scaling(machine: &Machine) -> String {
             r.dtype,
             r.median_ms
         );
-        plot.point(point, &r.op, &tip);
+        plot.point(at(r), &r.op, &tip);
     }
-    plot.finish("Scaling: time per element")
+    let what = match (curves.is_empty(), copies.is_empty()) {
+        (true, _) => "",
+        (false, true) => "; dotted: channels last",
+        (false, false) => "; dotted: channels last, dashed: the copy",
+    };
+    plot.finish(&format!("Scaling: time per element{what}"))
 }
 
 /// The first machine's rows, and the same operation on every machine that has it.

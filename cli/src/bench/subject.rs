@@ -1,17 +1,23 @@
 //! What is measured: an operation on a shape of a type, with its buffers.
 
 use std::fmt;
+use std::rc::Rc;
 
 use anyhow::{Context, Result, bail, ensure};
 use ndarray::{Array1, Array3};
 use wgpu_batchnorm::reference::{self, Inputs, Statistics};
 use wgpu_batchnorm::{
-    Backward, Dtype, ForwardTraining, Gpu, Inference, Operation, Plan, Prepared, Problem,
+    Backward, Dtype, Error, ForwardTraining, Gpu, Inference, Operation, Plan, Prepared, Problem,
 };
 
+use super::shapes;
 #[cfg(not(target_family = "wasm"))]
-use crate::args::{BenchArgs, OpName};
+use crate::args::{BenchArgs, OpName, SetName};
 use crate::check::{Random, stored};
+
+/// Tensors of the set of all shapes, at most.
+#[cfg(not(target_family = "wasm"))]
+const MOST_BYTES_OF_ALL: u64 = 256 << 20;
 
 /// An operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,26 +92,6 @@ pub(crate) fn shape_text(shape: &[usize], channel_axis: usize) -> String {
     dims.join("x") + if last { ":last" } else { "" }
 }
 
-/// The headline set; the second part only where memory and cache are a GPU's.
-const HEADLINE: [&str; 8] = [
-    "32x64x56x56:f32",
-    "32x256x28x28:f32",
-    "32x512x7x7:f32",
-    "256x1024:f32",
-    "32x56x56x64:last:f32",
-    "32x28x28x256:last:f32",
-    "32x2048x7x7:f16",
-    "8x40x40x320:last:bf16",
-];
-const BEYOND_CACHE: [&str; 6] = [
-    "256x64x56x56:f32",
-    "256x256x56x56:f32",
-    "256x56x56x64:last:f32",
-    "256x512x28x28:f16",
-    "256x2048x7x7:f16",
-    "256x64x112x112:bf16",
-];
-
 /// A shape, its channel axis, and its type where it names one.
 fn parse(text: &str) -> Result<(Vec<usize>, usize, Option<Dtype>)> {
     let mut parts = text.split(':');
@@ -144,7 +130,18 @@ pub(crate) fn chosen(args: &BenchArgs, software: bool) -> Result<Vec<Subject>> {
         OpName::Backward => Op::Backward,
     };
     let ops: Vec<Op> = args.op.iter().map(of).collect();
-    subjects(&args.shapes, &args.dtypes(), &ops, software)
+    let shapes = match args.set {
+        Some(SetName::Resnet50) => shapes::resnet50(32),
+        Some(SetName::All) => shapes::all(),
+        Some(SetName::Scaling) => shapes::scaling(software),
+        Some(SetName::Headline) => shapes::headline(software),
+        None => args.shapes.clone(),
+    };
+    let mut subjects = subjects(&shapes, &args.dtypes(), &ops, software)?;
+    if args.set == Some(SetName::All) {
+        subjects.retain(|subject| subject.problem.bytes() <= MOST_BYTES_OF_ALL);
+    }
+    Ok(subjects)
 }
 
 /// Operations on shapes, written as `--shapes` has them. Where there are no shapes, the headline set, of what a software
@@ -158,13 +155,8 @@ pub fn subjects(
     ops: &[Op],
     software: bool,
 ) -> Result<Vec<Subject>> {
-    let shapes: Vec<String> = if shapes.is_empty() {
-        let beyond = BEYOND_CACHE.iter().filter(|_| !software);
-        HEADLINE
-            .iter()
-            .chain(beyond)
-            .map(|s| (*s).to_owned())
-            .collect()
+    let shapes = if shapes.is_empty() {
+        shapes::headline(software)
     } else {
         shapes.into()
     };
@@ -189,20 +181,48 @@ pub fn subjects(
     Ok(subjects)
 }
 
-/// A bound operation and the buffers to check and to copy.
-pub(crate) struct Bound {
-    pub(crate) operation: Operation,
-    /// Forward: the input; backward: the output's gradient, whose place the result takes in a copy.
-    pub(crate) input: wgpu::Buffer,
-    pub(crate) output: wgpu::Buffer,
+/// The buffers of one set, and what is in them on the host.
+pub(crate) struct Tensors {
+    input: wgpu::Buffer,
+    output: wgpu::Buffer,
+    /// Of a backward pass.
+    grad_output: Option<wgpu::Buffer>,
+    affine: wgpu::Buffer,
+    running: wgpu::Buffer,
+    saved: wgpu::Buffer,
+    grad_affine: wgpu::Buffer,
     host: Vec<f32>,
     gradient: Vec<f32>,
 }
 
-impl Bound {
-    pub(crate) async fn new(gpu: &Gpu, plan: &Plan, subject: &Subject, set: u64) -> Result<Self> {
+impl Tensors {
+    pub(crate) async fn new(gpu: &Gpu, subject: &Subject, set: u64) -> Result<Self> {
         let problem = &subject.problem;
-        let step = gpu.kernels.prepare_async(plan).await?;
+        let (bytes, limit) = (problem.bytes(), gpu.device.limits().max_buffer_size);
+        if bytes > limit {
+            return Err(Error::Limit {
+                what: "a buffer of the tensor".into(),
+                needed: bytes,
+                limit,
+                name: "max_buffer_size",
+                remedy: "give a smaller shape".into(),
+            }
+            .into());
+        }
+        let scope = gpu.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let tensors = Self::allocate(gpu, subject, set);
+        if let Some(error) = scope.pop().await {
+            return Err(Error::OutOfMemory {
+                action: "allocating tensors",
+                message: error.to_string(),
+            }
+            .into());
+        }
+        Ok(tensors)
+    }
+
+    fn allocate(gpu: &Gpu, subject: &Subject, set: u64) -> Self {
+        let problem = &subject.problem;
         let channels = problem.channels;
         let buffer = |label, bytes: u64| {
             gpu.device.create_buffer(&wgpu::BufferDescriptor {
@@ -221,61 +241,90 @@ impl Bound {
         };
         let n = problem.elements() as usize;
         let host = values(n, 2 * set + 1, 0.5, 2.0, problem.dtype);
-        let input = upload("input", &encoded(&host, problem.dtype));
-        let output = buffer("output", problem.bytes());
+        let gradient = match subject.op {
+            Op::Backward => values(n, 2 * set + 2, 0.1, 1.0, problem.dtype),
+            _ => Vec::new(),
+        };
         let vectors = |low: f32, high: f32| -> Vec<f32> {
             let step = (high - low) / channels as f32;
             (0..channels).map(|c| low + step * c as f32).collect()
         };
         let affine = [vectors(0.5, 1.5), vectors(-1.0, 1.0)].concat();
-        let affine = upload("affine", bytemuck::cast_slice(&affine));
         let running = [vectors(0.0, 1.0), vectors(2.0, 6.0), vec![0.0; channels]].concat();
-        let running = upload("running", bytemuck::cast_slice(&running));
-        let saved = buffer("saved", 16 * channels as u64);
+        Tensors {
+            input: upload("input", &encoded(&host, problem.dtype)),
+            output: buffer("output", problem.bytes()),
+            grad_output: (!gradient.is_empty())
+                .then(|| upload("grad_output", &encoded(&gradient, problem.dtype))),
+            affine: upload("affine", bytemuck::cast_slice(&affine)),
+            running: upload("running", bytemuck::cast_slice(&running)),
+            saved: buffer("saved", 16 * channels as u64),
+            grad_affine: buffer("grad_affine", 8 * channels as u64),
+            host,
+            gradient,
+        }
+    }
+}
+
+/// A bound operation and its tensors, which other plans may share.
+pub(crate) struct Bound {
+    pub(crate) operation: Operation,
+    tensors: Rc<Tensors>,
+}
+
+impl Bound {
+    pub(crate) async fn new(
+        gpu: &Gpu,
+        plan: &Plan,
+        subject: &Subject,
+        tensors: &Rc<Tensors>,
+    ) -> Result<Self> {
+        let step = gpu.kernels.prepare_async(plan).await?;
+        let t = &**tensors;
         let forward = |step: &Prepared| {
             step.bind_forward_training(
-                &ForwardTraining::new(&input, &output)
-                    .affine_packed(&affine)
-                    .running(&running)
-                    .saved(&saved),
+                &ForwardTraining::new(&t.input, &t.output)
+                    .affine_packed(&t.affine)
+                    .running(&t.running)
+                    .saved(&t.saved),
             )
         };
-        let mut gradient = Vec::new();
-        let (operation, input) = match subject.op {
-            Op::ForwardTraining => (forward(&step)?, input),
-            Op::Inference => {
-                let args = Inference::new(&input, &output, &running).affine_packed(&affine);
-                (step.bind_inference(&args)?, input)
+        let operation = match (subject.op, &t.grad_output) {
+            (Op::Inference, _) => {
+                let args = Inference::new(&t.input, &t.output, &t.running);
+                step.bind_inference(&args.affine_packed(&t.affine))?
             }
-            Op::Backward => {
-                gradient = values(n, 2 * set + 2, 0.1, 1.0, problem.dtype);
-                let grad_output = upload("grad_output", &encoded(&gradient, problem.dtype));
-                let grad_affine = buffer("grad_affine", 8 * channels as u64);
+            (Op::Backward, Some(grad_output)) => {
                 // The saved statistics.
                 let first = forward(&step)?;
                 let mut encoder = gpu.device.create_command_encoder(&Default::default());
                 first.encode(&mut encoder);
                 gpu.queue.submit([encoder.finish()]);
-                let args = Backward::new(&input, &saved, &grad_output, &output)
-                    .affine_packed(&affine)
-                    .grad_affine_packed(&grad_affine);
-                (step.bind_backward(&args)?, grad_output)
+                let args = Backward::new(&t.input, &t.saved, grad_output, &t.output)
+                    .affine_packed(&t.affine)
+                    .grad_affine_packed(&t.grad_affine);
+                step.bind_backward(&args)?
             }
+            _ => forward(&step)?,
         };
         Ok(Bound {
             operation,
-            input,
-            output,
-            host,
-            gradient,
+            tensors: Rc::clone(tensors),
         })
+    }
+
+    /// What a copy goes from and to. Forward: the input; backward: the output's gradient, whose place the result takes in
+    /// a copy.
+    pub(crate) fn copied(&self) -> (&wgpu::Buffer, &wgpu::Buffer) {
+        let t = &*self.tensors;
+        (t.grad_output.as_ref().unwrap_or(&t.input), &t.output)
     }
 
     /// Runs it once, and compares the first and the last channel with the reference.
     pub(crate) async fn check(&self, gpu: &Gpu, subject: &Subject) -> Result<()> {
         let problem = &subject.problem;
         let words = gpu
-            .submit_and_read(Some(&self.operation), &[&self.output])?
+            .submit_and_read(Some(&self.operation), &[&self.tensors.output])?
             .await?
             .remove(0);
         let got = decoded(&words, problem.dtype);
@@ -291,7 +340,7 @@ impl Bound {
             })
         };
         let small = Problem::new(outer, ends.len(), inner).eps(problem.eps);
-        let x = part(&self.host);
+        let x = part(&self.tensors.host);
         let vector = |low: f32, high: f32| -> Array1<f64> {
             let step = (high - low) / channels as f32;
             ends.iter()
@@ -312,7 +361,7 @@ impl Bound {
                 reference::forward(&small, &inputs, &given)?
             }
             Op::Backward => {
-                let dy = part(&self.gradient);
+                let dy = part(&self.tensors.gradient);
                 reference::backward(&small, &inputs, &batch()?, dy.view(), false)?.input
             }
         };
