@@ -25,7 +25,7 @@ MAKEFLAGS += --no-print-directory
 export XDG_RUNTIME_DIR := $(or $(XDG_RUNTIME_DIR),$(TMPDIR),/tmp)
 
 .DEFAULT_GOAL := help
-.PHONY: help adapter demo test lint check web web-test compilers dxc radv cross peers matrix clean
+.PHONY: help adapter demo test lint check bench web web-test compilers dxc radv cross peers matrix clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -53,6 +53,9 @@ lint: ## formatting, clippy and the documentation, all warnings being errors
 check: ## lint, then test: what continuous integration runs
 	@$(MAKE) lint
 	@$(MAKE) test
+
+bench: adapter ## host costs and GPU times by criterion; FILTER=part-of-a-name takes some
+	$(CARGO) bench --locked --bench host --bench passes -- $(FILTER)
 
 web: ## build the browser page: check, benchmark and a live picture through WebGPU
 	@bash scripts/build-web.sh

@@ -8,6 +8,7 @@ mod conformance;
 mod edges;
 mod faults;
 mod literature;
+mod networks;
 mod numerics;
 mod plans;
 mod properties;

@@ -1,6 +1,7 @@
 //! The planner: a golden table of its choices, and what it refuses. No adapter needed.
 
-use wgpu_batchnorm::{Caps, Choices, Error, Plan, Problem, Strategy, Walk};
+use wgpu_batchnorm::{Caps, Choices, Dtype, Error, Plan, Problem, Strategy, Walk};
+use wgpu_batchnorm_cli::bench::{Op, shapes, subjects};
 
 fn cpu() -> Caps {
     Caps::from_limits(&wgpu::Limits::default(), wgpu::DeviceType::Cpu)
@@ -88,26 +89,71 @@ fn choices_are_forced() {
     }
 }
 
-/// 1 % of the tensor and a megabyte.
+/// The planner's choice of a strategy is all that it chooses: forced, the same strategy is the same dispatches.
+#[test]
+fn a_strategy_is_the_same_chosen_or_forced() {
+    for caps in [Caps::webgpu_defaults(), cpu()] {
+        for problem in shapes_that_count() {
+            let Ok(chosen) = Plan::new(&problem, &caps) else {
+                continue; // more than a binding holds, and nothing to cut
+            };
+            let choices = Choices::default().strategy(chosen.strategy());
+            let forced = Plan::with(&problem, &caps, &choices).unwrap();
+            let dispatches = |plan: &Plan| {
+                let text = plan.to_string();
+                text.lines().skip(1).map(str::to_owned).collect::<Vec<_>>()
+            };
+            assert_eq!(dispatches(&chosen), dispatches(&forced), "{chosen}");
+        }
+    }
+}
+
+fn shapes_that_count() -> Vec<Problem> {
+    let dtypes = [Dtype::F32, Dtype::Bf16];
+    let subjects = subjects(&shapes::all(), &dtypes, &[Op::ForwardTraining], false).unwrap();
+    assert!(subjects.len() > 200);
+    subjects
+        .into_iter()
+        .map(|subject| subject.problem)
+        .collect()
+}
+
+/// 1 % of the tensor and a megabyte, whatever binding the device has room for.
 #[test]
 fn the_workspace_is_small() {
-    for caps in [Caps::webgpu_defaults(), cpu()] {
-        for [outer, channels, inner] in [
-            [32, 64, 3136],
-            [100_352, 64, 1],
-            [65_535, 40, 5],
-            [256, 1024, 1],
-            [33_000_000, 1, 1],
-            [2, 5000, 1000],
-        ] {
-            let problem = Problem::new(outer, channels, inner);
-            let plan = Plan::new(&problem, &caps).unwrap();
-            let allowed = problem.elements() * 4 / 100 + (1 << 20);
-            assert!(
-                plan.workspace_bytes() <= allowed,
-                "{} > {allowed}: {plan}",
-                plan.workspace_bytes()
-            );
+    let large = wgpu::Limits {
+        max_storage_buffer_binding_size: 1 << 40,
+        max_buffer_size: 1 << 40,
+        max_compute_invocations_per_workgroup: 1024,
+        max_compute_workgroup_size_x: 1024,
+        ..wgpu::Limits::default()
+    };
+    let others = [
+        [32, 64, 3136],
+        [100_352, 64, 1],
+        [65_535, 40, 5],
+        [33_000_000, 1, 1],
+        [2, 5000, 1000],
+    ];
+    let others = others.map(|[outer, channels, inner]| Problem::new(outer, channels, inner));
+    let mut problems = shapes_that_count();
+    problems.extend(others);
+    for limits in [wgpu::Limits::default(), large] {
+        for kind in [wgpu::DeviceType::DiscreteGpu, wgpu::DeviceType::Cpu] {
+            let caps = Caps::from_limits(&limits, kind);
+            for problem in &problems {
+                let plan = match Plan::new(problem, &caps) {
+                    Ok(plan) => plan,
+                    Err(Error::Limit { .. }) if limits == wgpu::Limits::default() => continue,
+                    Err(error) => panic!("{error}"),
+                };
+                let allowed = problem.bytes() / 100 + (1 << 20);
+                assert!(
+                    plan.workspace_bytes() <= allowed,
+                    "{} > {allowed}: {plan}",
+                    plan.workspace_bytes()
+                );
+            }
         }
     }
 }
