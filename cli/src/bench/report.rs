@@ -504,9 +504,9 @@ impl Plot {
         );
     }
 
-    fn finish(self, heading: &str) -> String {
+    fn finish(self, heading: &str, note: &str) -> String {
         format!(
-            "<figure><figcaption>{heading}</figcaption>{}</svg></figure>",
+            "<figure><figcaption>{heading}<span>{note}</span></figcaption>{}</svg></figure>",
             self.svg
         )
     }
@@ -566,10 +566,11 @@ fn roofline(machine: &Machine) -> String {
         );
         plot.point(point, &r.op, &tip);
     }
-    plot.finish(match roof.is_empty() {
-        true => "Bandwidth of every operation",
-        false => "Roofline: bandwidth of every operation; the line is the copy",
-    })
+    let note = match roof.is_empty() {
+        true => "Bandwidth of every operation.",
+        false => "Bandwidth of every operation. Dashed: the copy.",
+    };
+    plot.finish("Roofline", note)
 }
 
 /// Time per element against elements: points, and a curve through what differs in its first dimension alone.
@@ -615,12 +616,12 @@ fn scaling(machine: &Machine) -> String {
         );
         plot.point(at(r), &r.op, &tip);
     }
-    let what = match (curves.is_empty(), copies.is_empty()) {
-        (true, _) => "",
-        (false, true) => "; dotted: channels last",
-        (false, false) => "; dotted: channels last, dashed: the copy",
+    let note = match (curves.is_empty(), copies.is_empty()) {
+        (true, _) => "Time per element.",
+        (false, true) => "Time per element. Dotted: channels last.",
+        (false, false) => "Time per element. Dotted: channels last; dashed: the copy.",
     };
-    plot.finish(&format!("Scaling: time per element{what}"))
+    plot.finish("Scaling", note)
 }
 
 /// The first machine's rows, and the same operation on every machine that has it.

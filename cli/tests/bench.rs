@@ -1,0 +1,74 @@
+//! `bench` as a command: what its options write. No test asserts a time.
+
+use std::fs;
+use std::process::{Command, Output};
+
+const QUICK: [&str; 8] = [
+    "bench",
+    "--shapes",
+    "2x8x4x4,2x3x7x7",
+    "--op",
+    "forward,backward",
+    "--rounds",
+    "1",
+    "--repetitions=2",
+];
+
+fn run(options: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_wgpu-batchnorm"));
+    command.args(QUICK).args(options).output().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+#[test]
+fn strategies_are_a_table() {
+    let text = stdout(&run(&["--dtype", "f32,bf16", "--strategies", "-"]));
+    let rows: Vec<Vec<&str>> = text
+        .lines()
+        .filter(|line| line.starts_with("| 2x"))
+        .map(|line| line.split('|').map(str::trim).collect())
+        .collect();
+    assert_eq!(rows.len(), 2 * 2 * 2, "{text}");
+    for row in rows {
+        let times = &row[4..7];
+        let chosen = times.iter().filter(|time| time.starts_with("**")).count();
+        assert_eq!(chosen, 1, "{row:?}");
+        // Rows of 49 leave split alone.
+        let missing = times.iter().filter(|time| **time == "–").count();
+        assert_eq!(missing, if row[1] == "2x3x7x7" { 2 } else { 0 }, "{row:?}");
+    }
+    assert!(text.contains("of the best:"), "{text}");
+}
+
+#[test]
+fn plans_are_tuned_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tuning.json");
+    let file = path.to_str().unwrap();
+    stdout(&run(&["--tune", file]));
+    let first = fs::read(&path).unwrap();
+    let again = run(&["--tune", file]);
+    stdout(&again);
+    assert_eq!(fs::read(&path).unwrap(), first);
+    fs::write(&path, "{").unwrap();
+    let refused = run(&["--tune", file]);
+    let line = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(line.contains("tuning.json"), "{line}");
+}
+
+#[test]
+fn options_that_say_two_things_are_refused() {
+    for options in [
+        ["--strategies=-", "--strategy=split"],
+        ["--strategies=-", "--json=-"],
+        ["--tune=x", "--strategy=split"],
+        ["--set=all", "--rounds=2"], // shapes are given already
+    ] {
+        assert_eq!(run(&options).status.code(), Some(2), "{options:?}");
+    }
+}
