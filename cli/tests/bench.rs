@@ -67,7 +67,7 @@ fn options_that_say_two_things_are_refused() {
         ["--strategies=-", "--strategy=split"],
         ["--strategies=-", "--json=-"],
         ["--tune=x", "--strategy=split"],
-        ["--set=all", "--rounds=2"], // shapes are given already
+        ["--set=all", "--html=-"], // shapes are given already
     ] {
         assert_eq!(run(&options).status.code(), Some(2), "{options:?}");
     }
