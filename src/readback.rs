@@ -58,7 +58,7 @@ impl Mapping {
 
     /// Waits for the device, for good or for a time. Blocks.
     #[cfg(all(
-        any(feature = "state", feature = "device"),
+        any(feature = "state", all(feature = "ndarray", feature = "device")),
         not(target_family = "wasm")
     ))]
     pub(crate) fn wait(&self, timeout: Option<std::time::Duration>) -> Result<()> {
