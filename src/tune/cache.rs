@@ -284,8 +284,8 @@ impl TuningCache {
             problem: ProblemKey::of(&tuned.problem),
             choices: Stored::of(&winner.choices),
             name: winner.name.clone(),
-            forward_ms: winner.forward_ms,
-            backward_ms: winner.backward_ms,
+            forward_ms: to_nanoseconds(winner.forward_ms),
+            backward_ms: to_nanoseconds(winner.backward_ms),
         };
         if tuned.adapter == self.adapter {
             self.entries.retain(|known| known.problem != entry.problem);
@@ -320,6 +320,11 @@ impl TuningCache {
         let allowed = Plan::with(problem, &self.caps, &choices).is_ok();
         allowed.then_some(choices)
     }
+}
+
+/// Milliseconds with so few digits that reading a file and writing it again changes nothing.
+fn to_nanoseconds(ms: f64) -> f64 {
+    (ms * 1e6).round() / 1e6
 }
 
 fn damaged(file: &str, problem: String) -> Error {
