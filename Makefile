@@ -14,7 +14,7 @@ BACKENDS ?= vulkan gl
 endif
 
 # Targets that `make matrix` goes through after them: what needs none of this machine's GPUs.
-PARTS ?= web-test compilers dxc radv cross
+PARTS ?= web-test compilers dxc radv cross deny api-check fuzz
 
 PYTHON ?= python3
 
@@ -25,7 +25,7 @@ MAKEFLAGS += --no-print-directory
 export XDG_RUNTIME_DIR := $(or $(XDG_RUNTIME_DIR),$(TMPDIR),/tmp)
 
 .DEFAULT_GOAL := help
-.PHONY: help adapter demo test lint check bench web web-test compilers dxc radv cross peers matrix clean
+.PHONY: help adapter demo test lint check bench web web-test compilers dxc radv cross peers deny api api-check fuzz matrix clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -86,6 +86,20 @@ cross: ## type-check the library for Windows (DX12) and macOS (Metal)
 
 peers: adapter ## time Burn and PyTorch on the CPU beside ours (minutes to build; BENCH, BURN, PYTORCH are options)
 	@PYTHON="$(PYTHON)" bash benches/peers/run.sh
+
+deny: ## licences, duplicates, sources and known vulnerabilities of what is linked
+	@bash scripts/deny.sh
+
+api: ## record the public API in docs/public-api.txt
+	@bash scripts/public-api.sh write
+
+api-check: ## the public API against the recorded one
+	@bash scripts/public-api.sh check
+
+MINUTES ?= 12
+
+fuzz: adapter ## arbitrary files, plans and results, for MINUTES; a line for each target at the end
+	@bash scripts/fuzz.sh "$(MINUTES)"
 
 # One after the other, whatever -j says, each even when another failed; one table at the end.
 matrix: ## check, every kernel path on every backend, the browser and compilers (before a release)

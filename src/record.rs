@@ -393,6 +393,28 @@ impl<'a> Recorder<'a> {
                 });
             }
         }
+        for (_, bound) in &bindings {
+            if bound.size > caps.max_binding_size {
+                return Err(Error::Limit {
+                    what: format!("binding {}", bound.name),
+                    needed: bound.size,
+                    limit: caps.max_binding_size,
+                    name: "max_storage_buffer_binding_size and max_buffer_size",
+                    remedy:
+                        "request a device with these limits raised, and plan with Kernels::caps()"
+                            .into(),
+                });
+            }
+            let alignment = u64::from(caps.offset_alignment);
+            if !bound.offset.is_multiple_of(alignment) {
+                // Of a chunk; arguments were checked.
+                return Err(Error::BufferAlignment {
+                    tensor: bound.name,
+                    offset: bound.offset,
+                    alignment,
+                });
+            }
+        }
         let entry = step.key.kernel.entry();
         let writes = |slot| entry.bindings.iter().any(|b| b.slot == slot && b.writes);
         let pairs = || {

@@ -51,7 +51,8 @@ impl Caps {
                 .min(limits.max_buffer_size),
             max_storage_buffers: limits.max_storage_buffers_per_shader_stage,
             max_workgroup_storage: limits.max_compute_workgroup_storage_size,
-            offset_alignment: limits.min_storage_buffer_offset_alignment,
+            // wgpu binds whole words whatever a device says.
+            offset_alignment: limits.min_storage_buffer_offset_alignment.max(4),
         }
     }
 

@@ -133,6 +133,7 @@ fn chunks_cover_the_tensor() {
         ([900, 3, 601], 1 << 20),
         ([1 << 31, 1, 1], 128 << 20),
         ([1 << 20, 2048, 1], 128 << 20),
+        ([1 << 31, 512, 1], 1 << 20), // millions of chunks
     ];
     for (shape, bytes) in shapes {
         for dtype in Dtype::ALL {

@@ -346,6 +346,54 @@ fn sets_beyond_counting_are_refused() {
     });
 }
 
+/// More than a device binds is refused before wgpu refuses it; and so is a chunk where the device may not bind one,
+/// because the plan was made for another.
+#[test]
+fn bindings_keep_to_the_devices_limits() {
+    on_every_adapter(|gpu| {
+        let limits = wgpu::Limits {
+            max_storage_buffer_binding_size: 1 << 20,
+            ..gpu.adapter.limits()
+        };
+        let gpu = &Gpu::with_limits(gpu.adapter.clone(), limits).unwrap();
+        let sets = (1 << 16) + 1;
+        let (parts, moments) = (empty(gpu, 4 * sets), empty(gpu, 4));
+        let got = prepared(gpu, &Problem::new(2, 1, 2)).bind_combine(&Combine::new(
+            &parts,
+            sets as u32,
+            &moments,
+        ));
+        assert!(
+            matches!(
+                got,
+                Err(Error::Limit {
+                    needed: 1_048_592,
+                    ..
+                })
+            ),
+            "{got:?}"
+        );
+
+        let alignment = gpu.kernels.caps().offset_alignment;
+        if alignment == 16 {
+            return;
+        }
+        let mut elsewhere = gpu.kernels.caps().clone();
+        elsewhere.offset_alignment = 16;
+        // Chunks of an odd number of 16 bytes.
+        elsewhere.max_binding_size = u64::from(alignment) * 16 + 16;
+        let plan = Plan::new(&Problem::new(8192, 4, 1), &elsewhere).unwrap();
+        let (x, y, moments) = (empty(gpu, 32_768), empty(gpu, 32_768), empty(gpu, 1024));
+        let running = Running::packed(&moments);
+        let got = gpu
+            .kernels
+            .prepare(&plan)
+            .unwrap()
+            .bind_inference(&Inference::new(&x, &y, running));
+        assert!(matches!(got, Err(Error::BufferAlignment { .. })), "{got:?}");
+    });
+}
+
 /// What is only read may be one range twice. Beside something written in the same buffer all is bound for writing, and
 /// then it may not: browsers refuse that, and so do we.
 #[test]

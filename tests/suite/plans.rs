@@ -134,6 +134,9 @@ fn the_workspace_is_small() {
         [65_535, 40, 5],
         [33_000_000, 1, 1],
         [2, 5000, 1000],
+        // Columns of which 64 records each, a device's fill, are more than that.
+        [8192, 2048, 1],
+        [2048, 16_384, 1],
     ];
     let others = others.map(|[outer, channels, inner]| Problem::new(outer, channels, inner));
     let mut problems = shapes_that_count();
@@ -176,6 +179,13 @@ fn limits_are_respected_or_named() {
         ),
         "{refused:?}"
     );
+    // wgpu binds whole words, and stops the program where that is not heeded, whatever the device says.
+    let none = wgpu::Limits {
+        min_storage_buffer_offset_alignment: 1,
+        ..wgpu::Limits::default()
+    };
+    let caps = Caps::from_limits(&none, wgpu::DeviceType::Other);
+    assert_eq!(caps.offset_alignment, 4);
     let weak = wgpu::Limits {
         max_storage_buffers_per_shader_stage: 3,
         ..wgpu::Limits::default()

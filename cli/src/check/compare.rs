@@ -103,6 +103,16 @@ pub struct Case {
     pub choices: Choices,
 }
 
+impl Case {
+    /// Whether the input's gradient is 0 in exact arithmetic, because batch norm takes no notice of a constant that is
+    /// added to its gradient: what there is is rounding, in the reference too.
+    fn vanishes(&self) -> bool {
+        self.operation == Operation::Backward
+            && self.gradient == Gradient::Ones
+            && self.problem.activation == Activation::None
+    }
+}
+
 impl std::fmt::Display for Case {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let [outer, channels, inner] = self.problem.shape();
@@ -322,7 +332,7 @@ impl Bounds {
             backward: 2e-6 * times,
             products: 1e-7 * times,
             smooth,
-            rounding: case.data.is_ordinary() && case.problem.count() >= 16,
+            rounding: case.data.is_ordinary() && case.problem.count() >= 16 && !case.vanishes(),
         }
     }
 
