@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 
+use super::key::compose;
+use super::table::Override;
 use super::*;
 use crate::plan::{Params, flags};
 
