@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that a visit to a GPU should bring back, within ten minutes:
+# Everything to measure on a new GPU, within ten minutes:
 #
 #     benches/on_gpu.sh target/release/wgpu-batchnorm results
 #

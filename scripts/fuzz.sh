@@ -7,6 +7,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/packages.sh
 
 minutes="${1:-12}"
+if ! [[ "$minutes" =~ ^[1-9][0-9]*$ ]]; then
+    echo "MINUTES is $minutes; give a whole number of 1 or more" >&2
+    exit 2
+fi
 seed="${SEED:-$(date +%s)}"
 cargo="${CARGO:-cargo}"
 target="$(absolute "${CARGO_TARGET_DIR:-target}")/fuzz"

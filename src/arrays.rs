@@ -240,8 +240,8 @@ impl Gpu {
             encoder.copy_buffer_to_buffer(buffer, 0, &staging, offset, *size);
             offset += size.next_multiple_of(8);
         }
-        self.queue.submit([encoder.finish()]);
-        let mapping = Mapping::start(&self.device, staging, "reading results back");
+        let submitted = self.queue.submit([encoder.finish()]);
+        let mapping = Mapping::start(&self.device, staging, submitted, "reading results back");
         settle(scopes, "running an operation")?;
         Ok(Readback { mapping, sizes })
     }

@@ -193,13 +193,13 @@ pub enum Error {
     },
     /// The device took longer than it was given. It goes on; waiting again is allowed.
     #[error(
-        "{action}: the device had not finished after {late:?}; wait again, or give it more time"
+        "{action}: the device had not finished after {timeout:?}; wait again, or give it more time"
     )]
     Timeout {
         /// What was being done.
         action: &'static str,
         /// How long it was given.
-        late: std::time::Duration,
+        timeout: std::time::Duration,
     },
     /// The driver refused a device, a pipeline or a bind group.
     #[error("{action} failed on this device: {message}")]

@@ -445,8 +445,9 @@ impl BatchNorm {
         let (affine, running) = (&self.affine, &self.running);
         encoder.copy_buffer_to_buffer(affine, 0, &staging, 0, affine.size());
         encoder.copy_buffer_to_buffer(running, 0, &staging, affine.size(), running.size());
-        queue.submit([encoder.finish()]);
-        let readback = crate::StateReadback::new(device, staging, self.problem.channels);
+        let submitted = queue.submit([encoder.finish()]);
+        let channels = self.problem.channels;
+        let readback = crate::StateReadback::new(device, staging, submitted, channels);
         crate::faults::settle(scopes, "reading a layer's state")?;
         Ok(readback)
     }

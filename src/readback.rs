@@ -11,6 +11,9 @@ use crate::faults::failed;
 pub(crate) struct Mapping {
     device: wgpu::Device,
     staging: wgpu::Buffer,
+    /// What fills the buffer.
+    #[cfg_attr(target_family = "wasm", allow(dead_code))]
+    submitted: wgpu::SubmissionIndex,
     action: &'static str,
     answer: Arc<Mutex<Answer>>,
 }
@@ -23,10 +26,11 @@ struct Answer {
 }
 
 impl Mapping {
-    /// Maps all of a buffer that what has been submitted fills.
+    /// Maps all of a buffer that a submission fills.
     pub(crate) fn start(
         device: &wgpu::Device,
         staging: wgpu::Buffer,
+        submitted: wgpu::SubmissionIndex,
         action: &'static str,
     ) -> Self {
         let answer = Arc::new(Mutex::new(Answer::default()));
@@ -41,6 +45,7 @@ impl Mapping {
         Mapping {
             device: device.clone(),
             staging,
+            submitted,
             action,
             answer,
         }
@@ -62,31 +67,31 @@ impl Mapping {
         not(target_family = "wasm")
     ))]
     pub(crate) fn wait(&self, timeout: Option<std::time::Duration>) -> Result<()> {
-        let (action, late) = (self.action, timeout.unwrap_or_default());
         let began = std::time::Instant::now();
         let mut context = Context::from_waker(Waker::noop());
         loop {
-            // Another thread may have polled the device, and be about to call back.
+            let left = timeout.map(|timeout| timeout.saturating_sub(began.elapsed()));
+            let polled = self.device.poll(wgpu::PollType::Wait {
+                submission_index: Some(self.submitted.clone()),
+                timeout: left,
+            });
+            // Even where the wait was too short: what is done has been called back. Or another thread polled, and is
+            // about to call back.
             if let Poll::Ready(result) = self.poll(&mut context) {
                 return result;
             }
-            let left = timeout.map(|timeout| timeout.saturating_sub(began.elapsed()));
-            let polled = self.device.poll(wgpu::PollType::Wait {
-                submission_index: None,
-                timeout: left,
-            });
             match polled {
-                Err(wgpu::PollError::Timeout) => {
-                    return Err(crate::Error::Timeout { action, late });
-                }
-                Err(error) => return Err(failed(&self.device, action, &error)),
-                Ok(_) if left.is_some_and(|left| left.is_zero()) => {
-                    if let Poll::Ready(result) = self.poll(&mut context) {
-                        return result;
-                    }
-                    return Err(crate::Error::Timeout { action, late });
-                }
-                Ok(_) => {}
+                Err(wgpu::PollError::Timeout) => {}
+                Err(error) => return Err(failed(&self.device, self.action, &error)),
+                Ok(_) => std::thread::yield_now(),
+            }
+            if let Some(timeout) = timeout
+                && began.elapsed() >= timeout
+            {
+                return Err(crate::Error::Timeout {
+                    action: self.action,
+                    timeout,
+                });
             }
         }
     }

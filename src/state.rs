@@ -587,8 +587,13 @@ pub struct StateReadback {
 
 impl StateReadback {
     /// Maps what has been submitted: `[5, C]` words, which are weight, bias, mean, variance and batches.
-    pub(crate) fn new(device: &wgpu::Device, staging: wgpu::Buffer, channels: usize) -> Self {
-        let mapping = Mapping::start(device, staging, "reading a layer's state");
+    pub(crate) fn new(
+        device: &wgpu::Device,
+        staging: wgpu::Buffer,
+        submitted: wgpu::SubmissionIndex,
+        channels: usize,
+    ) -> Self {
+        let mapping = Mapping::start(device, staging, submitted, "reading a layer's state");
         StateReadback { mapping, channels }
     }
 

@@ -22,7 +22,8 @@ const SUBMIT_MS: f64 = 10.0;
 
 const MOST_REPETITIONS: usize = 1024;
 
-/// What another candidate must take at most of the time of the planner's own plan to replace it.
+/// What another candidate must take at most of the time of the planner's own plan to replace it; in the median, and in
+/// all rounds but one.
 const WORTH_IT: f64 = 0.98;
 
 /// What tuning found for one problem on one adapter.
@@ -144,12 +145,13 @@ impl Kernels {
                 contestant.round(&timer).await?;
             }
         }
+        let rounds: Vec<_> = contestants.iter().map(Contestant::totals).collect();
         for (candidate, contestant) in candidates.iter_mut().zip(contestants) {
             [candidate.forward_ms, candidate.backward_ms] = contestant.medians();
         }
         Ok(Tuned {
             problem: problem.clone(),
-            winner: winner(&candidates),
+            winner: winner(&rounds),
             candidates,
             adapter: AdapterKey::of(self.device()),
         })
@@ -193,14 +195,27 @@ impl Kernels {
     }
 }
 
-/// The fastest, or the first, the planner's own, where none is faster by enough.
-fn winner(candidates: &[Candidate]) -> usize {
-    let times = candidates.iter().map(Candidate::total_ms).enumerate();
-    let best = times.min_by(|a, b| a.1.total_cmp(&b.1));
-    match (best, candidates.first()) {
-        (Some((i, ms)), Some(own)) if ms <= WORTH_IT * own.total_ms() => i,
-        _ => 0,
-    }
+/// Of candidates' times, a list of rounds each: the fastest by its median, or the first, the planner's own, where no other
+/// is faster by enough and in nearly every round. One lucky median is noise.
+fn winner(rounds: &[Vec<f64>]) -> usize {
+    let Some(own) = rounds.first() else { return 0 };
+    let wins = |other: &[f64]| {
+        let faster = other
+            .iter()
+            .zip(own)
+            .filter(|(o, own)| **o <= WORTH_IT * **own);
+        median(other) <= WORTH_IT * median(own) && faster.count() + 1 >= own.len()
+    };
+    let better = rounds.iter().enumerate().filter(|(_, other)| wins(other));
+    let best = better.min_by(|a, b| median(a.1).total_cmp(&median(b.1)));
+    best.map_or(0, |(i, _)| i)
+}
+
+/// The middle one, NaN of none.
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// A candidate's two passes, bound, and what they took.
@@ -232,18 +247,26 @@ impl Contestant {
         Ok(())
     }
 
+    /// Both passes, round by round.
+    fn totals(&self) -> Vec<f64> {
+        let [forward, backward] = &self.passes;
+        forward
+            .ms
+            .iter()
+            .zip(&backward.ms)
+            .map(|(f, b)| f + b)
+            .collect()
+    }
+
     fn medians(self) -> [f64; 2] {
-        self.passes.map(|mut pass| {
-            pass.ms.sort_by(f64::total_cmp);
-            pass.ms[pass.ms.len() / 2]
-        })
+        self.passes.map(|pass| median(&pass.ms))
     }
 }
 
 impl Pass {
     async fn new(timer: &Timer<'_>, operation: Operation) -> Result<Self> {
-        timer.slope(&operation, 2).await?;
-        let ms = timer.slope(&operation, 2).await?;
+        timer.at_most(&operation, 2).await?;
+        let ms = timer.at_most(&operation, 2).await?;
         let repetitions = (SUBMIT_MS / ms.max(1e-3)) as usize;
         Ok(Pass {
             operation,
@@ -405,20 +428,19 @@ fn fill(encoder: &mut wgpu::CommandEncoder, pattern: &wgpu::Buffer, target: &wgp
 mod tests {
     use super::*;
 
-    /// Of two that are as good, the planner's own stays.
+    /// Of two that are as good, the planner's own stays; and beside one that was lucky.
     #[test]
     fn a_small_advantage_changes_nothing() {
-        let candidate = |ms: f64| Candidate {
-            name: String::new(),
-            choices: Choices::default(),
-            strategy: Strategy::Split,
-            forward_ms: ms,
-            backward_ms: 2.0 * ms,
-        };
-        let win = |times: &[f64]| winner(&times.iter().map(|&t| candidate(t)).collect::<Vec<_>>());
-        assert_eq!(win(&[1.0, 0.99, 1.5]), 0);
-        assert_eq!(win(&[1.0, 0.99, 0.9]), 2);
-        assert_eq!(win(&[1.0]), 0);
-        assert_eq!(win(&[1.0, f64::NAN]), 0);
+        let rounds = |time: f64| vec![time; ROUNDS];
+        assert_eq!(winner(&[rounds(1.0), rounds(0.99), rounds(1.5)]), 0);
+        assert_eq!(winner(&[rounds(1.0), rounds(0.99), rounds(0.9)]), 2);
+        assert_eq!(winner(&[rounds(1.0), rounds(0.8), rounds(0.9)]), 1);
+        assert_eq!(winner(&[rounds(1.0)]), 0);
+        assert_eq!(winner(&[rounds(1.0), rounds(f64::NAN)]), 0);
+        let lucky = vec![0.5, 0.5, 0.5, 1.5, 1.5];
+        assert_eq!(winner(&[rounds(1.0), lucky]), 0);
+        let once_disturbed = vec![0.5, 0.5, 3.0, 0.5, 0.5];
+        assert_eq!(winner(&[rounds(1.0), once_disturbed]), 1);
+        assert_eq!(winner(&[]), 0);
     }
 }

@@ -76,14 +76,15 @@ pub struct BenchArgs {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["json", "html", "compare", "tune", "strategy"])]
     pub strategies: Option<PathBuf>,
     /// Take plans from this file of tuned ones; what it lacks is tuned first, and kept there
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["compare", "strategy"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["compare", "strategy", "trusted"])]
     pub tune: Option<PathBuf>,
     /// Measure nothing: put reports of other runs, machines or peers side by side
-    #[arg(long, value_name = "FILE", num_args = 1..)]
+    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all =
+        ["shapes", "set", "dtype", "op", "repetitions", "rounds", "trusted", "strategy", "backend", "adapter"])]
     pub compare: Vec<PathBuf>,
     /// Measure no operation but what the planner's cost model is made of: what a dispatch costs, and how fast tensors of
     /// growing size are copied and read
-    #[arg(long, conflicts_with_all = ["compare", "html", "shapes", "set", "dtype", "op", "tune", "strategies"])]
+    #[arg(long, conflicts_with_all = ["compare", "html", "shapes", "set", "dtype", "op", "tune", "strategies", "trusted", "strategy"])]
     pub constants: bool,
 }
 

@@ -22,6 +22,7 @@ use wgpu_batchnorm::{Choices, Gpu, Plan, Problem};
 use {
     crate::args::BenchArgs,
     crate::info::print,
+    anyhow::ensure,
     indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle},
     std::io::IsTerminal,
     std::path::Path,
@@ -59,6 +60,11 @@ const CACHE_BYTES: u64 = 64 << 20;
 /// One line: no adapter, a shape that cannot be, a result that is wrong, a file that cannot be written.
 #[cfg(not(target_family = "wasm"))]
 pub fn run(args: &BenchArgs) -> Result<()> {
+    // Before minutes of measuring.
+    let files = [&args.json, &args.html, &args.strategies];
+    for path in files.into_iter().flatten() {
+        report::check_target(path)?;
+    }
     if args.constants {
         return constants(args);
     }
@@ -115,8 +121,20 @@ fn measure(args: &BenchArgs) -> Result<Report> {
         let bench = Bench::new(&gpu, options).await?;
         let measured = each(args, &subjects, async |s| bench.measure(s).await).await?;
         let results = measured.into_iter().flatten().collect();
-        Ok(bench.report(crate::info::adapter(&gpu.adapter), results))
+        let mut report = bench.report(crate::info::adapter(&gpu.adapter), results);
+        report.asked(&asked(args));
+        Ok(report)
     })
+}
+
+/// What makes the figures other than those of the planner's choice.
+#[cfg(not(target_family = "wasm"))]
+fn asked(args: &BenchArgs) -> String {
+    let strategy = args.device.choices().strategy.map(|s| s.to_string());
+    let tuned = args.tune.is_some().then(|| "tuned".to_owned());
+    let trusted = args.trusted.then(|| "trusted modules".to_owned());
+    let asked = [strategy, tuned, trusted];
+    asked.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
 /// The table of `--strategies`.
@@ -125,6 +143,10 @@ fn strategies(args: &BenchArgs) -> Result<String> {
     let (gpu, mut subjects, options) = asked_for(args)?;
     // Which has one form, whatever the strategy.
     subjects.retain(|subject| subject.op != Op::Inference);
+    ensure!(
+        !subjects.is_empty(),
+        "--strategies: inference has one form, whatever the strategy; name another operation"
+    );
     crate::device::wait(&gpu, async {
         let bench = Bench::new(&gpu, options).await?;
         let rows = each(args, &subjects, async |s| bench.strategies(s).await).await?;
@@ -172,7 +194,10 @@ async fn each<T>(
 #[cfg(not(target_family = "wasm"))]
 fn does_not_fit(error: &anyhow::Error) -> bool {
     let error = error.downcast_ref::<Error>();
-    matches!(error, Some(Error::Limit { .. } | Error::OutOfMemory { .. }))
+    matches!(
+        error,
+        Some(Error::Limit { .. } | Error::OutOfMemory { .. } | Error::Unsupported { .. })
+    )
 }
 
 #[cfg(not(target_family = "wasm"))]
@@ -196,8 +221,17 @@ fn tuned(gpu: &Gpu, subjects: &[Subject], path: &Path) -> Result<Vec<(Problem, C
         if tuned.iter().any(|(known, _)| known == problem) {
             continue;
         }
+        // One value a channel is for inference alone, of which there is one form.
+        if problem.count() < 2 {
+            continue;
+        }
         if cache.choices_for(problem).is_none() {
-            let found = gpu.kernels.tune(&gpu.queue, problem)?;
+            let found = match gpu.kernels.tune(&gpu.queue, problem) {
+                Ok(found) => found,
+                // Measuring it will say so, or leave it out.
+                Err(error) if does_not_fit(&error.clone().into()) => continue,
+                Err(error) => return Err(error.into()),
+            };
             eprintln!("{:?} {}\n{found}", problem.shape(), problem.dtype);
             cache.insert(&found);
             cache.save(path)?;
@@ -350,7 +384,7 @@ impl<'a> Bench<'a> {
         let pairs: Vec<_> = bound.iter().map(Bound::copied).collect();
         let copy = copies.bind(&pairs);
         // As many repetitions as make a submit of about 50 ms, 16 at least.
-        let first = timer.slope(&repeated(&bound), 2).await?.max(1e-3);
+        let first = timer.at_most(&repeated(&bound), 2).await?.max(1e-3);
         let times = options
             .repetitions
             .unwrap_or(((50.0 / first) as usize).clamp(16, 512))

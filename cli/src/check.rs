@@ -156,12 +156,12 @@ pub fn run(args: &CheckArgs) -> Result<()> {
         done += 1;
         bar.set_message(outcome.case.operation.name());
         bar.inc(1);
-        // Where nobody sees the bar, a log says every minute how far it has come, and what failed at once.
+        // Where nobody sees the bar, a log says every minute how far it has come, and beside a report as JSON, what failed.
         if bar.is_hidden() && told.elapsed().as_secs() >= 60 {
             eprintln!("{done} of {total} cases");
             told = std::time::Instant::now();
         }
-        if bar.is_hidden() && outcome.failed() {
+        if bar.is_hidden() && args.json && outcome.failed() {
             eprintln!("{}", outcome.failure());
         }
     });

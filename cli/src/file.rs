@@ -775,7 +775,7 @@ fn folder_of(path: &Path) -> Result<&Path, FileError> {
 }
 
 /// Writes a temporary file in `folder` and renames it to `path`.
-fn replace(
+pub(crate) fn replace(
     path: &Path,
     folder: &Path,
     content: impl FnOnce(&mut BufWriter<&File>) -> io::Result<()>,

@@ -80,8 +80,8 @@ impl<'a> Timer<'a> {
         encoder.copy_buffer_to_buffer(&self.stamps, 0, &self.staging, 0, STAMPS_BYTES);
         let commands = encoder.finish();
         let start = Instant::now();
-        self.queue.submit([commands]);
-        let mapping = Mapping::start(self.device, self.staging.clone(), "tuning");
+        let submitted = self.queue.submit([commands]);
+        let mapping = Mapping::start(self.device, self.staging.clone(), submitted, "tuning");
         let mapped = std::future::poll_fn(|context| mapping.poll(context)).await;
         let clock = start.elapsed().as_secs_f64() * 1e3;
         mapped?;
@@ -116,5 +116,11 @@ impl<'a> Timer<'a> {
             _ => all.clock - one.clock,
         };
         Ok((more / (times - 1) as f64).max(0.0))
+    }
+    /// Milliseconds that a repetition takes at most: how many fit a submit must not depend on a difference of two times,
+    /// which may come out as nothing.
+    pub(super) async fn at_most(&self, operation: &Operation, times: usize) -> Result<f64> {
+        let all = self.once(operation, times).await?;
+        Ok(all.gpu.unwrap_or(all.clock) / times as f64)
     }
 }

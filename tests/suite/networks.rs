@@ -50,15 +50,19 @@ impl Layer {
 
 fn close(gpu: &Gpu, what: &str, layer: usize, got: &[u32], want: &Array3<f64>, bound: f64) {
     let scale = want.iter().fold(1.0, |m: f64, v| m.max(v.abs()));
-    let pairs = got.iter().zip(want);
-    let worst = pairs.fold(0.0, |m: f64, (g, w)| {
-        m.max((f64::from(f32::from_bits(*g)) - w).abs())
-    });
     let adapter = name(gpu);
-    assert!(
-        worst <= bound * scale,
-        "{what} of layer {layer} on {adapter}: off by {worst:e}"
+    assert_eq!(
+        got.len(),
+        want.len(),
+        "{what} of layer {layer} on {adapter}"
     );
+    for (got, want) in got.iter().zip(want) {
+        let error = (f64::from(f32::from_bits(*got)) - want).abs();
+        assert!(
+            error <= bound * scale,
+            "{what} of layer {layer} on {adapter}: off by {error:e}"
+        );
+    }
 }
 
 /// The batch norms of ResNet-50, forward and backward, in one encoder and one submit; a batch of 2 of small images (a

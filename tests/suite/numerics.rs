@@ -179,6 +179,15 @@ fn degenerate_variances_are_defined() {
     });
 }
 
+/// Says that it is done when it is dropped.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// A hundred times the same bits, and while another thread keeps the same queue busy with other tensors. That another
 /// process has them too is the command line's test.
 #[test]
@@ -219,8 +228,9 @@ fn bits_repeat_from_run_to_run() {
                                 .unwrap();
                         }
                     });
+                    // Also where a repetition fails: the scope waits for the other thread.
+                    let _stop = Stop(&done);
                     repeats(10, "while others use the queue");
-                    done.store(true, Ordering::Relaxed);
                 });
             }
         }

@@ -72,13 +72,15 @@ fn agrees(gpu: &Gpu, problem: &Problem, choices: &Choices) {
         ("grad_input", backward.input, gradients.input, 2e-6),
     ] {
         let scale = want.iter().fold(1.0, |m: f64, v| m.max(v.abs()));
-        let pairs = got.iter().zip(&want);
-        let worst = pairs.fold(0.0, |m: f64, (g, w)| m.max((f64::from(*g) - w).abs()));
-        assert!(
-            worst <= bound * scale,
-            "{what} by {choices:?} on {}: off by {worst:e}",
-            name(gpu)
-        );
+        assert_eq!(got.dim(), want.dim(), "{what}");
+        for (got, want) in got.iter().zip(&want) {
+            let error = (f64::from(*got) - want).abs();
+            assert!(
+                error <= bound * scale,
+                "{what} by {choices:?} on {}: off by {error:e}",
+                name(gpu)
+            );
+        }
     }
 }
 

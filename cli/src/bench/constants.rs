@@ -151,7 +151,7 @@ async fn fastest<'k>(
     options: &Options,
 ) -> Result<(f64, &'k Kernel)> {
     // As many repetitions as make a submit of about 20 ms: there are many sizes.
-    let first = timer.slope(&bound.work(&kernels[0]), 2).await?.max(1e-3);
+    let first = timer.at_most(&bound.work(&kernels[0]), 2).await?.max(1e-3);
     let times = options
         .repetitions
         .unwrap_or(((20.0 / first) as usize).clamp(4, 512))

@@ -104,6 +104,9 @@ impl Measurement {
 pub struct Machine {
     /// Name, backend, type, driver.
     pub adapter: Value,
+    /// What was asked for besides: a strategy, tuned plans, trusted modules. Empty where the planner chose.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub options: String,
     /// How times were taken.
     #[serde(default)]
     pub timer: String,
@@ -118,7 +121,11 @@ impl Machine {
     fn title(&self) -> String {
         let text = |key: &str| self.adapter[key].as_str().unwrap_or_default();
         let title = format!("{} ({})", text("name"), text("backend"));
-        title.replace(" ()", "")
+        let title = title.replace(" ()", "");
+        match self.options.as_str() {
+            "" => title,
+            options => format!("{title}, {options}"),
+        }
     }
 }
 
@@ -137,6 +144,7 @@ impl Report {
     ) -> Self {
         Report {
             machines: vec![Machine {
+                options: String::new(),
                 adapter,
                 timer: timer.into(),
                 empty_dispatch_ms,
@@ -185,6 +193,14 @@ impl Report {
             all => json!({ "machines": all }),
         };
         Ok(serde_json::to_string_pretty(&value)?)
+    }
+
+    /// Says what was asked for besides.
+    #[cfg(not(target_family = "wasm"))]
+    pub(super) fn asked(&mut self, options: &str) {
+        for machine in &mut self.machines {
+            machine.options = options.to_owned();
+        }
     }
 
     #[cfg(not(target_family = "wasm"))]
@@ -324,18 +340,44 @@ impl Report {
     }
 }
 
+/// Writes a file as a whole, or stdout where the path is `-`.
 #[cfg(not(target_family = "wasm"))]
 pub(super) fn write(path: &Path, text: &str) -> Result<()> {
     if path.as_os_str() == "-" {
         return crate::info::print(text.trim_end());
     }
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
-    let folder = folder.unwrap_or(Path::new("."));
-    let failed = || format!("{}: it cannot be written", path.display());
-    let mut file = tempfile::NamedTempFile::new_in(folder).with_context(failed)?;
-    file.write_all(text.as_bytes()).with_context(failed)?;
-    file.persist(path).with_context(failed)?;
+    let written = crate::file::replace(path, folder_of(path), |out| out.write_all(text.as_bytes()));
+    written.map_err(|error| cannot_be_written(path, &error))
+}
+
+/// Whether [`write`] can go to `path`, as far as that can be told before anything is measured.
+#[cfg(not(target_family = "wasm"))]
+pub(super) fn check_target(path: &Path) -> Result<()> {
+    if path.as_os_str() == "-" {
+        return Ok(());
+    }
+    let refused = |kind: std::io::ErrorKind| cannot_be_written(path, &kind.into());
+    if path.is_dir() {
+        return Err(refused(std::io::ErrorKind::IsADirectory));
+    }
+    tempfile::tempfile_in(folder_of(path)).map_err(|error| refused(error.kind()))?;
     Ok(())
+}
+
+#[cfg(not(target_family = "wasm"))]
+fn folder_of(path: &Path) -> &Path {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
+    folder.unwrap_or(Path::new("."))
+}
+
+#[cfg(not(target_family = "wasm"))]
+fn cannot_be_written(path: &Path, error: &std::io::Error) -> anyhow::Error {
+    // Of a temporary file's error the path means nothing to the reader.
+    let kind = error.kind();
+    anyhow::anyhow!(
+        "{}: it cannot be written: {kind}; give a path in a folder that exists and may be written to",
+        path.display()
+    )
 }
 
 fn escape(text: &str) -> String {
@@ -484,6 +526,7 @@ impl Plot {
     }
 
     fn point(&mut self, (x, y): (f64, f64), class: &str, tip: &str) {
+        let class = escape(class);
         let (x, y) = (self.at_x(x), self.at_y(y));
         let tip = escape(tip);
         let _ = write!(
@@ -493,6 +536,7 @@ impl Plot {
     }
 
     fn line(&mut self, points: &[(f64, f64)], class: &str) {
+        let class = escape(class);
         let list: Vec<_> = points
             .iter()
             .map(|&(x, y)| format!("{:.1},{:.1}", self.at_x(x), self.at_y(y)))
@@ -696,7 +740,7 @@ fn details(machines: &[Machine]) -> String {
                 "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td>\
                  <td>{}</td><td>{}</td><td>{}</td></tr>",
                 escape(&machine.title()),
-                title(&r.op),
+                escape(title(&r.op)),
                 r.shape_text(),
                 escape(&r.dtype),
                 escape(&r.cache),

@@ -166,8 +166,10 @@ pub fn subjects(
         let (shape, channel_axis, own) = parse(text)?;
         let own = [own.unwrap_or_default()];
         for &dtype in if dtypes.is_empty() { &own } else { dtypes } {
-            let problem = Problem::with_axis(&shape, channel_axis as isize)?.dtype(dtype);
-            problem.validate()?;
+            let problem = Problem::with_axis(&shape, channel_axis as isize)
+                .map(|problem| problem.dtype(dtype))
+                .and_then(|problem| problem.validate().map(|()| problem))
+                .with_context(|| format!("--shapes {text}"))?;
             for &op in ops {
                 subjects.push(Subject {
                     op,
@@ -374,7 +376,10 @@ impl Bound {
         let worst = part(&got)
             .iter()
             .zip(&want)
-            .fold(0.0, |m: f64, (g, w)| m.max((g - w).abs()));
+            .fold(0.0, |m: f64, (g, w)| match (g - w).abs() {
+                error if error.is_nan() => f64::INFINITY, // `max` would drop it
+                error => m.max(error),
+            });
         ensure!(
             worst <= bound * scale,
             "the result is off by {:.1e} of its scale, more than {bound:.0e}: nothing was timed",

@@ -115,6 +115,13 @@ impl<'a> Timer<'a> {
         Ok((more / (times - 1) as f64).max(0.0))
     }
 
+    /// Milliseconds that a repetition takes at most: how many fit a submit must not depend on a difference of two times,
+    /// which may come out as nothing.
+    pub(crate) async fn at_most(&self, work: &Work<'_>, times: usize) -> Result<f64> {
+        let all = self.once(work, times).await?;
+        Ok(all.gpu.unwrap_or(all.wall) / times as f64)
+    }
+
     /// Milliseconds of `copy_buffer_to_buffer`, by the slope as well, on the clock: a copy is in no pass.
     pub(crate) async fn buffer_copy(
         &self,
