@@ -25,7 +25,7 @@ if ! "$target/bin/cargo-public-api" --version 2>/dev/null | grep -qF "$tool"; th
     cargo install cargo-public-api --version "=$tool" --locked --root "$target"
 fi
 # JSON is not stable: RUSTC_BOOTSTRAP lets a released compiler write it, for this listing alone.
-RUSTC_BOOTSTRAP=1 "${toolchain[@]}" "${CARGO:-cargo}" rustdoc --quiet --locked --package wgpu-batchnorm --lib --features ndarray,device,web,state \
+RUSTC_BOOTSTRAP=1 "${toolchain[@]}" "${CARGO:-cargo}" rustdoc --quiet --locked --package wgpu-batchnorm --lib --all-features \
     --target-dir "$target" -- -Z unstable-options --output-format json --cap-lints allow
 listing="$target/public-api.txt"
 "$target/bin/cargo-public-api" public-api --rustdoc-json "$target/doc/wgpu_batchnorm.json" -sss >"$listing"

@@ -6,7 +6,9 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use wgpu_batchnorm::{
     Choices, Dtype, Error, Gpu, Kernels, Momentum, Preset, Problem, Strategy, Walk,
 };
-use wgpu_batchnorm_cli::check::{ACTIVATIONS, Case, Data, Gradient, Operation, compare};
+use wgpu_batchnorm_cli::check::{
+    ACTIVATIONS, Case, Comparison, Data, Gradient, Operation, compare,
+};
 
 use crate::{Outcome, Pick};
 
@@ -54,8 +56,7 @@ pub fn run_in(family: &Family, pick: &mut Pick<'_>) -> Outcome {
     let described = || format!("{case}\n{:?}\n{:?}", case.problem, case.choices);
     match compare(gpu, &case, seed) {
         Ok(all) => {
-            let beyond = |of_bound: f64| of_bound.is_nan() || of_bound > 1.0;
-            if let Some(c) = all.iter().find(|c| beyond(c.of_bound)) {
+            if let Some(c) = all.iter().find(|c| is_beyond(c, case.problem.dtype)) {
                 panic!("{}, values of seed {seed}\n{}", described(), c.report());
             }
             Outcome::Done
@@ -67,6 +68,14 @@ pub fn run_in(family: &Family, pick: &mut Pick<'_>) -> Outcome {
             _ => panic!("{}\n{error}", described()),
         },
     }
+}
+
+/// Whether a value is beyond its bound, or far more of them than the documentation says are not the correctly rounded
+/// ones: of a few thousand that share strays.
+fn is_beyond(c: &Comparison, dtype: Dtype) -> bool {
+    let share = if dtype == Dtype::Bf16 { 1e-3 } else { 5e-3 };
+    let strays = |(wrong, all): (usize, usize)| wrong as f64 > 8.0 + 4.0 * share * all as f64;
+    c.of_bound.is_nan() || !c.places.is_empty() || c.misrounded.is_some_and(strays)
 }
 
 fn gpu() -> Gpu {
