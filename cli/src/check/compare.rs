@@ -442,7 +442,7 @@ fn statistics_of(
     batch: &Statistics,
     running: &RunningArrays,
 ) -> Result<Vec<Comparison>> {
-    // The mean is as good as what is normalised by it: relative to the spread of the channel.
+    // A mean is as good as what is normalised by it: relative to the spread of the channel, however near 0 it is.
     let spread = batch.variance.mapv(|v| v.sqrt().max(1.0));
     let invstd = got.saved.invstd().mapv(f64::from);
     let mut out = vec![
@@ -465,10 +465,21 @@ fn statistics_of(
         batches: running.batches.into(),
     };
     state.update(problem, batch)?;
+    // Of the channel's largest among its groups, which are merged.
+    let floors = Array1::from_shape_fn(problem.channels, |c| {
+        let of_channel = spread.iter().skip(c).step_by(problem.channels);
+        of_channel.fold(0.0, |most: f64, s| most.max(*s))
+    });
     if let Some(got) = &got.running {
         let (count, wanted) = (f64::from(got.batches), state.batches as f64);
         out.extend([
-            against("running_mean", got.mean.mapv(f64::from), state.mean, 1e-6),
+            within(
+                "running_mean",
+                got.mean.mapv(f64::from),
+                state.mean,
+                1e-6,
+                (floors * 1e-6).view(),
+            ),
             against(
                 "running_var",
                 got.variance.mapv(f64::from),
