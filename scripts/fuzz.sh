@@ -30,7 +30,7 @@ for name in "${targets[@]}"; do
     "$cargo" fuzz build "${options[@]}" "$name"
 done
 RUSTFLAGS="${RUSTFLAGS:-} --cfg fuzzing" "$cargo" build --release --locked --manifest-path fuzz/Cargo.toml \
-    --target-dir "$target/seeded" --bin cases
+    --target-dir "$target/seeded" --example cases
 
 lines=()
 for name in "${targets[@]}"; do
@@ -43,6 +43,6 @@ for name in "${targets[@]}"; do
         -print_final_stats=1 -verbosity=0 >"$log" 2>&1 || { tail -n 60 "$log"; exit 1; }
     lines+=("$name, guided: $(sed -n 's/^stat::number_of_executed_units: *//p' "$log") cases in $share s")
     say "$name, from seed $seed, $share s"
-    lines+=("$("$target/seeded/release/cases" --target "$name" --seconds "$share" --seed "$seed")")
+    lines+=("$("$target/seeded/release/examples/cases" --target "$name" --seconds "$share" --seed "$seed")")
 done
 printf '%s\n' "${lines[@]}"

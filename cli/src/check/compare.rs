@@ -508,10 +508,12 @@ fn gradients_of(
     let mut plain = problem.clone().activation(Activation::None);
     plain.residual = false;
     let normalised = reference::forward(&plain, &Inputs::new(inputs.input), statistics)?;
-    let sums: Array1<f64> = (&want.residual * &normalised)
-        .axis_iter(Axis(1))
-        .map(|t| t.mapv(f64::abs).sum())
-        .collect();
+    let sums_of = |terms: &Array3<f64>| -> Array1<f64> {
+        let channels = terms.axis_iter(Axis(1));
+        channels.map(|t| t.mapv(f64::abs).sum()).collect()
+    };
+    let products = sums_of(&(&want.residual * &normalised)) * bounds.products;
+    let terms = sums_of(&want.residual) * (0.2 * bounds.products);
     // A smooth activation's dz is known to some units of f32, which γ·invstd multiplies: up to 1/√ε where a channel hardly
     // varies, and then dz - Σdz/m is far smaller than dz.
     const SMOOTH_GRADIENT: f64 = 5e-7;
@@ -536,13 +538,14 @@ fn gradients_of(
             got.weight.mapv(f64::from),
             want.weight.clone(),
             bounds.backward,
-            (sums * bounds.products).view(),
+            products.view(),
         ),
-        against(
+        within(
             "grad_bias",
             got.bias.mapv(f64::from),
             want.bias.clone(),
             bounds.backward,
+            terms.view(),
         ),
     ];
     if let Some(got) = &got.residual {
