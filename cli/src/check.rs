@@ -1,11 +1,11 @@
 //! `check`: the GPU against the f64 reference, over shapes, data, operations, walks, types and everything that is fused.
 //!
 //! The bounds, as max|out - ref| / max(1, max|ref|): 1e-6 forward, 2e-6 backward; the weight's gradient may also be off
-//! by 1e-7·Σ|dz·x̂|, the bias' by 2e-8·Σ|dz|; three times that with SiLU, GELU, sigmoid and tanh, where the input's gradient may also be off by
-//! 5e-7·max|γ·invstd·dz|: eight units of dz in f32. They hold on adversarial data too. What is stored
-//! in 16 bits is compared with the reference rounded to the same type: at most one unit off, or the bound where that is
-//! more, and on ordinary data correctly rounded in 99.5 % (f16) or 99.9 % (bf16) of places, unless the gradient is 0 in
-//! exact arithmetic.
+//! by 1e-7·Σ|dz·x̂|, and with leaky ReLU the bias' by 2e-8·Σ|dz|; three times all that with SiLU, GELU, sigmoid and tanh,
+//! where the input's gradient may also be off by 5e-7·max|γ·invstd·dz|: eight units of dz in f32. They hold on
+//! adversarial data too. What is stored in 16 bits is compared with the reference rounded to the same type: at most one
+//! unit off, or the bound where that is more, and on ordinary data correctly rounded in 99.5 % (f16) or 99.9 % (bf16) of
+//! places, unless the gradient is 0 in exact arithmetic.
 
 mod cases;
 mod compare;
