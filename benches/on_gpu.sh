@@ -111,12 +111,8 @@ pytorch() {
 }
 pytorch pytorch 90 --cudnn both "${shapes[@]}"
 result="$out/$name-resnet50.json"
-resnet50=""
-for stage in 64,112 64,56 256,56 128,28 512,28 256,14 1024,14 512,7 2048,7; do
-    side="${stage#*,}"
-    resnet50+="${resnet50:+,}${BATCH:-32}x${stage%,*}x${side}x${side}"
-done
-part resnet50 60 "$result" "$binary" bench --json "$result" --shapes "$resnet50" "${ours[@]}" "${bench[@]}"
+resnet50="$("$python" "$peers/shapes.py" resnet50 --batch "${BATCH:-32}")"
+[[ -n "$resnet50" ]] && part resnet50 60 "$result" "$binary" bench --json "$result" --shapes "$resnet50" "${ours[@]}" "${bench[@]}"
 pytorch pytorch-resnet50 60 --set resnet50 --batch "${BATCH:-32}" --layout nchw --cudnn both
 # Compiling takes longer than measuring: the shapes beyond the cache alone, after everything else.
 pytorch pytorch-compiled 90 --compile --cudnn on --shapes "${COMPILED:-256x64x56x56,256x256x56x56,256x56x56x64:last}"

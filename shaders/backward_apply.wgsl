@@ -98,14 +98,18 @@ fn backward_apply(
 ) {
     let start = workgroup_number(id, grid) * params.chunk;
     let end = min(start + params.chunk, params.vectors);
-    for (var place = place_of(start + lane); place.vector < end; place = next_place(place)) {
-        let s = statistic_of(place, 0u);
+    let stride = stride_of_lanes();
+    for (var place = place_of(start + lane); place.vector < end; place = next_place(stride, place)) {
+        let s = statistic_of(stride, place, 0u);
         if CHANNEL_LOOKUP == SAME_CHANNEL {
             apply(place.vector, load(place.vector), coefficients_of_one(s));
         } else if CHANNEL_LOOKUP == NEXT_CHANNEL {
             let one = coefficients_of_one(s);
-            let two = coefficients_of_one(statistic_of(place, 3u));
-            let over = beyond_boundary(place);
+            var two = one;
+            if has_boundary(stride, place) {
+                two = coefficients_of_one(statistic_of(stride, place, 3u));
+            }
+            let over = beyond_boundary(stride, place);
             apply(place.vector, load(place.vector), Both(
                 Coefficients(
                     select(one.forward.pivot, two.forward.pivot, over),
@@ -119,7 +123,7 @@ fn backward_apply(
                 select(one.e, two.e, over),
             ));
         } else {
-            let c = coefficients_of(s, statistic_of(place, 1u), statistic_of(place, 2u), statistic_of(place, 3u));
+            let c = coefficients_of(s, statistic_of(stride, place, 1u), statistic_of(stride, place, 2u), statistic_of(stride, place, 3u));
             apply(place.vector, load(place.vector), c);
         }
     }

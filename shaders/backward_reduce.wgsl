@@ -39,7 +39,6 @@ fn backward_reduce_columns(
     let work = min(number, params.workgroups - 1u);
     let block = block_of(work, lane);
     let readable = min(block.column, params.row_vectors - 1u);
-    let first = block.group * (params.group_elements / 4u);
     let lane_rows = WORKGROUP / params.tile;
     let end = min((block.piece + 1u) * params.piece_length, params.rows);
     let base = block.group * params.channels;
@@ -54,7 +53,7 @@ fn backward_reduce_columns(
         vec4(c0.w, c1.w, c2.w, c3.w),
     );
     let row = block.piece * params.piece_length + lane / params.tile;
-    let s = gradient_strip_sums(lane, first, readable, row, lane_rows, end, c);
+    let s = gradient_strip_sums(lane, block.group, readable, row, lane_rows, end, c);
     if lane < params.tile && block.column < params.row_vectors && number < params.workgroups {
         let place = block.piece * params.slot_stride + block.group * params.width + 4u * block.column;
         partials[place] = vec4(s.gradient.high.x, s.gradient.low.x, s.product.high.x, s.product.low.x);

@@ -49,6 +49,7 @@ fn backward_planar(
     let statistic = min(number, params.workgroups - 1u);
     let first = first_row(statistic);
     let all = params.rows * params.row_vectors;
+    let walk = walk_of_rows();
     let at = known(statistic);
     let forward = Coefficients(at.forward.xxxx, at.forward.yyyy, at.forward.zzzz, at.forward.wwww);
     var held: array<vec4<f32>, MOST_HELD>;
@@ -59,14 +60,14 @@ fn backward_planar(
     } else {
         var run = GradientSums(vec4(0.0), vec4(0.0));
         var sum = Pair(vec4(0.0), vec4(0.0));
-        var cell = cell_of(lane);
+        var cell = cell_of(walk, first, lane);
         for (var i = 0u; i < HELD; i++) {
-            let loaded = load(cell_vector(first, cell));
+            let loaded = load(cell_vector(cell));
             let inside = lane + i * WORKGROUP < all;
             held[i] = select(vec4(0.0), loaded.x, inside);
             held_dz[i] = select(vec4(0.0), dz_of(loaded, forward), inside);
             run = both_gradients(run, GradientSums(held_dz[i], product_of(held_dz[i], held[i], forward)));
-            cell = next_cell(cell);
+            cell = next_cell(walk, cell);
             if i % 4u == 3u || i + 1u == HELD {
                 sum = add(sum, folded_gradients(run));
                 run = GradientSums(vec4(0.0), vec4(0.0));
@@ -83,12 +84,12 @@ fn backward_planar(
         span_apply(lane, first, 0u, end, c);
         return;
     }
-    var cell = cell_of(lane);
+    var cell = cell_of(walk, first, lane);
     for (var i = 0u; i < HELD; i++) {
         if lane + i * WORKGROUP < end {
-            write_gradient(cell_vector(first, cell), held[i], held_dz[i], c);
+            write_gradient(cell_vector(cell), held[i], held_dz[i], c);
         }
-        cell = next_cell(cell);
+        cell = next_cell(walk, cell);
     }
 }
 
@@ -112,8 +113,7 @@ fn backward_columns(
     let readable = min(column, params.row_vectors - 1u);
     let lane_row = lane / params.tile;
     let lane_rows = WORKGROUP / params.tile;
-    let first = group * (params.group_elements / 4u);
-    let begin = first + lane_row * params.row_vectors + readable;
+    let begin = group * (params.group_elements / 4u) + lane_row * params.row_vectors + readable;
     let step = lane_rows * params.row_vectors;
     let base = group * params.channels + 4u * readable;
     let k0 = known(base);
@@ -130,7 +130,7 @@ fn backward_columns(
     var held_dz: array<vec4<f32>, MOST_HELD>;
     var s = StripGradients(Pair(vec4(0.0), vec4(0.0)), Pair(vec4(0.0), vec4(0.0)));
     if HELD == 0u {
-        s = gradient_strip_sums(lane, first, readable, lane_row, lane_rows, params.rows, forward);
+        s = gradient_strip_sums(lane, group, readable, lane_row, lane_rows, params.rows, forward);
     } else {
         var run = GradientSums(vec4(0.0), vec4(0.0));
         var sum = Pair(vec4(0.0), vec4(0.0));

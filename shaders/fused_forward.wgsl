@@ -21,6 +21,7 @@ fn forward_planar(
     let number = workgroup_number(id, grid);
     let statistic = min(number, params.workgroups - 1u);
     let span = span_of(statistic, 0u);
+    let walk = walk_of_rows();
     var held: array<vec4<f32>, MOST_HELD>;
     var pivot = 0.0;
     var total = Pair(vec4(0.0), vec4(0.0));
@@ -31,13 +32,13 @@ fn forward_planar(
         let origin = first_value(span);
         var sums = vec4(0.0);
         var number_held = 0.0;
-        var cell = cell_of(lane);
+        var cell = cell_of(walk, span.first, lane);
         for (var i = 0u; i < HELD; i++) {
             let inside = lane + i * WORKGROUP < span.end;
-            held[i] = select(vec4(origin), read_input(cell_vector(span.first, cell)), inside);
+            held[i] = select(vec4(origin), read_input(cell_vector(cell)), inside);
             sums += held[i] - origin;
             number_held += select(0.0, 1.0, inside);
-            cell = next_cell(cell);
+            cell = next_cell(walk, cell);
         }
         pivot = pivot_from(lane, origin, sums, vec4(number_held));
         var run = Sums(vec4(0.0), vec4(0.0), vec4(0.0));
@@ -66,13 +67,13 @@ fn forward_planar(
         span_apply(lane, span.first, 0u, end, c);
         return;
     }
-    var cell = cell_of(lane);
+    var cell = cell_of(walk, span.first, lane);
     for (var i = 0u; i < HELD; i++) {
         if lane + i * WORKGROUP < end {
-            let vector = cell_vector(span.first, cell);
+            let vector = cell_vector(cell);
             apply(vector, Loaded(held[i], residual_of(vector)), c);
         }
-        cell = next_cell(cell);
+        cell = next_cell(walk, cell);
     }
 }
 

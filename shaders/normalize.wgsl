@@ -73,15 +73,19 @@ fn normalize(
 ) {
     let start = workgroup_number(id, grid) * params.chunk;
     let end = min(start + params.chunk, params.vectors);
-    for (var place = place_of(start + lane); place.vector < end; place = next_place(place)) {
-        let s = statistic_of(place, 0u);
+    let stride = stride_of_lanes();
+    for (var place = place_of(start + lane); place.vector < end; place = next_place(stride, place)) {
+        let s = statistic_of(stride, place, 0u);
         if CHANNEL_LOOKUP == SAME_CHANNEL {
             let own = coefficients[s];
             apply(place.vector, load(place.vector), Coefficients(own.xxxx, own.yyyy, own.zzzz, own.wwww));
         } else if CHANNEL_LOOKUP == NEXT_CHANNEL {
             let one = coefficients[s];
-            let two = coefficients[statistic_of(place, 3u)];
-            let over = beyond_boundary(place);
+            var two = one;
+            if has_boundary(stride, place) {
+                two = coefficients[statistic_of(stride, place, 3u)];
+            }
+            let over = beyond_boundary(stride, place);
             apply(place.vector, load(place.vector), Coefficients(
                 select(one.xxxx, two.xxxx, over),
                 select(one.yyyy, two.yyyy, over),
@@ -89,7 +93,7 @@ fn normalize(
                 vec4(0.0),
             ));
         } else {
-            let c = coefficients_of(s, statistic_of(place, 1u), statistic_of(place, 2u), statistic_of(place, 3u));
+            let c = coefficients_of(s, statistic_of(stride, place, 1u), statistic_of(stride, place, 2u), statistic_of(stride, place, 3u));
             apply(place.vector, load(place.vector), c);
         }
     }

@@ -36,35 +36,38 @@ fn of_vector(vector: u32, c: Coefficients) -> GradientSums {
     return GradientSums(dz, product_of(dz, x, c));
 }
 
-fn products(first: u32, cell: Cell, c: Coefficients) -> GradientSums {
-    let vector = cell_vector(first, cell);
+fn products(walk: Walk, cell: Cell, c: Coefficients) -> GradientSums {
+    let vector = cell_vector(cell);
     let s = of_vector(vector, c);
-    let begin = row_begin(first, cell.row);
-    return GradientSums(keep_row(s.gradient, vector, begin), keep_row(s.product, vector, begin));
+    return GradientSums(
+        keep_row(s.gradient, vector, cell.begin, walk.inner),
+        keep_row(s.product, vector, cell.begin, walk.inner),
+    );
 }
 
-fn column_products(first: u32, local: u32, c: Coefficients) -> GradientSums {
-    let s = of_vector(first + local, c);
-    return GradientSums(keep_group(s.gradient, local), keep_group(s.product, local));
+fn column_products(vector: u32, end: u32, c: Coefficients) -> GradientSums {
+    let s = of_vector(vector, c);
+    return GradientSums(keep_before(s.gradient, vector, end), keep_before(s.product, vector, end));
 }
 
 // x: Σdz, y: Σdz·(x-κ), over a channel's vectors from `start` up to `end`.
 fn gradient_span_sums(lane: u32, first: u32, start: u32, end: u32, forward: Coefficients) -> Pair {
+    let walk = walk_of_rows();
     var t = start + lane;
-    var cell = cell_of(t);
+    var cell = cell_of(walk, first, t);
     var sum = Pair(vec4(0.0), vec4(0.0));
     for (; t + 3u * WORKGROUP < end; t += 4u * WORKGROUP) {
-        let b = next_cell(cell);
-        let c = next_cell(b);
-        let d = next_cell(c);
-        let ab = both_gradients(products(first, cell, forward), products(first, b, forward));
-        let cd = both_gradients(products(first, c, forward), products(first, d, forward));
+        let b = next_cell(walk, cell);
+        let c = next_cell(walk, b);
+        let d = next_cell(walk, c);
+        let ab = both_gradients(products(walk, cell, forward), products(walk, b, forward));
+        let cd = both_gradients(products(walk, c, forward), products(walk, d, forward));
         sum = add(sum, folded_gradients(both_gradients(ab, cd)));
-        cell = next_cell(d);
+        cell = next_cell(walk, d);
     }
     for (; t < end; t += WORKGROUP) {
-        sum = add(sum, folded_gradients(products(first, cell, forward)));
-        cell = next_cell(cell);
+        sum = add(sum, folded_gradients(products(walk, cell, forward)));
+        cell = next_cell(walk, cell);
     }
     return sum_exactly(lane, 1u, sum);
 }
@@ -74,26 +77,27 @@ struct StripGradients {
     product: Pair,  // Σdz·(x-κ)
 }
 
-// Down a column of vectors, every `lane_rows`-th row from `row` on; `first` is the group's first vector.
-fn gradient_strip_sums(lane: u32, first: u32, column: u32, row: u32, lane_rows: u32, end: u32, c: Coefficients) -> StripGradients {
+// Down a column of a group's vectors, every `lane_rows`-th row from `row` on.
+fn gradient_strip_sums(lane: u32, group: u32, column: u32, row: u32, lane_rows: u32, end: u32, c: Coefficients) -> StripGradients {
     var sum = Pair(vec4(0.0), vec4(0.0));
     var weighted = Pair(vec4(0.0), vec4(0.0));
-    var r = row;
-    var local = r * params.row_vectors + column;
+    let limit = group_end(group);
     let step = lane_rows * params.row_vectors;
+    var r = row;
+    var vector = group * (params.group_elements / 4u) + r * params.row_vectors + column;
     for (; r + 3u * lane_rows < end; r += 4u * lane_rows) {
-        let ab = both_gradients(column_products(first, local, c), column_products(first, local + step, c));
-        let cd = both_gradients(column_products(first, local + 2u * step, c), column_products(first, local + 3u * step, c));
+        let ab = both_gradients(column_products(vector, limit, c), column_products(vector + step, limit, c));
+        let cd = both_gradients(column_products(vector + 2u * step, limit, c), column_products(vector + 3u * step, limit, c));
         let s = both_gradients(ab, cd);
         sum = add(sum, s.gradient);
         weighted = add(weighted, s.product);
-        local += 4u * step;
+        vector += 4u * step;
     }
     for (; r < end; r += lane_rows) {
-        let s = column_products(first, local, c);
+        let s = column_products(vector, limit, c);
         sum = add(sum, s.gradient);
         weighted = add(weighted, s.product);
-        local += step;
+        vector += step;
     }
     return StripGradients(sum_exactly(lane, params.tile, sum), sum_exactly(lane, params.tile, weighted));
 }

@@ -13,16 +13,16 @@ struct Sums {
     count: vec4<f32>,
 }
 
-fn deviations(span: Span, cell: Cell, pivot: f32) -> Sums {
-    let vector = cell_vector(span.first, cell);
-    let begin = row_begin(span.first, cell.row);
+// Squares are summed in a unit of params.square_unit.
+fn deviations(walk: Walk, cell: Cell, first_mask: u32, pivot: f32, unit: f32) -> Sums {
+    let vector = cell_vector(cell);
     if !MASK {
-        let d = keep_row(read_input(vector) - pivot, vector, begin);
-        return Sums(d, d * (d * params.square_unit), vec4(0.0)); // how many there are is known
+        let d = keep_row(read_input(vector) - pivot, vector, cell.begin, walk.inner);
+        return Sums(d, d * (d * unit), vec4(0.0)); // how many there are is known
     }
-    let weights = row_weights(vector, begin, span.first_mask + cell.row * params.inner);
+    let weights = row_weights(vector, cell.begin, walk.inner, first_mask + cell.row * walk.inner);
     let d = select(vec4(0.0), read_input(vector) - pivot, weights != vec4(0.0));
-    return Sums(d, d * (d * params.square_unit), weights);
+    return Sums(d, d * (d * unit), weights);
 }
 
 fn both(a: Sums, b: Sums) -> Sums {
@@ -48,12 +48,13 @@ fn span_of(statistic: u32, start: u32) -> Span {
 
 // How many values a span holds.
 fn values_of(span: Span) -> f32 {
-    return f32(elements_before(span.first, span.end) - elements_before(span.first, span.start));
+    let walk = walk_of_rows();
+    return f32(elements_before(walk, span.first, span.end) - elements_before(walk, span.first, span.start));
 }
 
 fn first_value(span: Span) -> f32 {
-    let row_start = row_begin(span.first, span.start / params.row_vectors);
-    let first = clamp(4u * (row_start / 4u + span.start % params.row_vectors), row_start, row_start + params.inner - 1u);
+    let cell = cell_of(walk_of_rows(), span.first, span.start);
+    let first = clamp(4u * cell_vector(cell), cell.begin, cell.begin + params.inner - 1u);
     return component(read_input(first / 4u), first % 4u);
 }
 
@@ -65,14 +66,15 @@ fn span_pivot(lane: u32, span: Span) -> f32 {
     var sampled = vec4(0.0);
     var found = 0u;
     let sample_end = select(min(span.end, span.start + PIVOT_VECTORS), span.end, MASK);
+    let walk = walk_of_rows();
+    var cell = cell_of(walk, span.first, span.start + lane);
     for (var t = span.start + lane; t < sample_end && found < max(1u, PIVOT_VECTORS / WORKGROUP); t += WORKGROUP) {
-        let row = t / params.row_vectors;
-        let begin = row_begin(span.first, row);
-        let vector = begin / 4u + t % params.row_vectors;
-        let weights = row_weights(vector, begin, span.first_mask + row * params.inner);
+        let vector = cell_vector(cell);
+        let weights = row_weights(vector, cell.begin, walk.inner, span.first_mask + cell.row * walk.inner);
         sums += select(vec4(0.0), read_input(vector) - origin, weights != vec4(0.0));
         sampled += weights;
         found += select(0u, 1u, any(weights != vec4(0.0)));
+        cell = next_cell(walk, cell);
     }
     return pivot_from(lane, origin, sums, sampled);
 }
@@ -92,48 +94,44 @@ fn pivot_from(lane: u32, origin: f32, sums: vec4<f32>, sampled: vec4<f32>) -> f3
 // x: Σ(x-K), y: Σ(x-K)² in params.square_unit, z: how many values the mask lets count.
 fn span_sums(lane: u32, span: Span, pivot: f32) -> Pair {
     // Four vectors at a time, so that their loads are in flight together; then the last ones.
+    let walk = walk_of_rows();
+    let unit = params.square_unit;
+    let first_mask = span.first_mask;
     var t = span.start + lane;
-    var cell = cell_of(t);
+    var cell = cell_of(walk, span.first, t);
     var sum = Pair(vec4(0.0), vec4(0.0));
     for (; t + 3u * WORKGROUP < span.end; t += 4u * WORKGROUP) {
-        let b = next_cell(cell);
-        let c = next_cell(b);
-        let d = next_cell(c);
-        let ab = both(deviations(span, cell, pivot), deviations(span, b, pivot));
-        let cd = both(deviations(span, c, pivot), deviations(span, d, pivot));
+        let b = next_cell(walk, cell);
+        let c = next_cell(walk, b);
+        let d = next_cell(walk, c);
+        let ab = both(deviations(walk, cell, first_mask, pivot, unit), deviations(walk, b, first_mask, pivot, unit));
+        let cd = both(deviations(walk, c, first_mask, pivot, unit), deviations(walk, d, first_mask, pivot, unit));
         sum = add(sum, folded(both(ab, cd)));
-        cell = next_cell(d);
+        cell = next_cell(walk, d);
     }
     for (; t < span.end; t += WORKGROUP) {
-        sum = add(sum, folded(deviations(span, cell, pivot)));
-        cell = next_cell(cell);
+        sum = add(sum, folded(deviations(walk, cell, first_mask, pivot, unit)));
+        cell = next_cell(walk, cell);
     }
     return sum_exactly(lane, 1u, sum);
 }
 
-// Where a lane is in its columns.
-struct Column {
-    local: u32,        // the vector, from the group's first
-    first: u32,        // the group's first
-    masks: vec4<u32>,  // the 4 columns in the mask
-}
-
-// Of the vector `rows` steps further on.
-fn column_deviations(at: Column, rows: u32, pivot: vec4<f32>, step: u32, mask_step: u32) -> Sums {
-    let local = at.local + rows * step;
+// Of a vector of a group that ends before element number `end`; `masks` are the 4 columns' places in the mask.
+fn column_deviations(vector: u32, end: u32, masks: vec4<u32>, pivot: vec4<f32>, unit: f32) -> Sums {
     if !MASK {
-        let d = keep_group(read_input(at.first + local) - pivot, local);
-        return Sums(d, d * (d * params.square_unit), vec4(0.0)); // how many there are is known
+        let d = keep_before(read_input(vector) - pivot, vector, end);
+        return Sums(d, d * (d * unit), vec4(0.0)); // how many there are is known
     }
-    let weights = group_weights(local, at.masks + vec4(rows * mask_step));
-    let d = select(vec4(0.0), read_input(at.first + local) - pivot, weights != vec4(0.0));
-    return Sums(d, d * (d * params.square_unit), weights);
+    let weights = group_weights(vector, end, masks);
+    let d = select(vec4(0.0), read_input(vector) - pivot, weights != vec4(0.0));
+    return Sums(d, d * (d * unit), weights);
 }
 
 // What a lane goes down: 4 neighbouring columns, every `lane_rows`-th row from `lane_row` on.
 struct Strip {
     group: u32,
     first: u32,       // the group's first vector
+    group_end: u32,   // the element after its last
     column: u32,      // of vectors; where a tile is wider than the matrix, the last one again
     lane_row: u32,
     lane_rows: u32,
@@ -146,6 +144,7 @@ fn strip_of(lane: u32, group: u32, column: u32, piece: u32) -> Strip {
     return Strip(
         group,
         group * (params.group_elements / 4u),
+        group_end(group),
         min(column, params.row_vectors - 1u),
         lane / params.tile,
         WORKGROUP / params.tile,
@@ -171,9 +170,9 @@ fn strip_pivot(lane: u32, at: Strip) -> vec4<f32> {
     var c = a;
     var found = vec4(0.0);
     for (var r = at.start + at.lane_row; r < sample_end && any(found < vec4(f32(share))); r += at.lane_rows) {
-        let local = r * params.row_vectors + at.column;
-        let weights = group_weights(local, strip_masks(at) + vec4(r * params.repetitions * params.inner));
-        let d = select(vec4(0.0), read_input(at.first + local) - origin, weights != vec4(0.0));
+        let vector = at.first + r * params.row_vectors + at.column;
+        let weights = group_weights(vector, at.group_end, strip_masks(at) + vec4(r * params.repetitions * params.inner));
+        let d = select(vec4(0.0), read_input(vector) - origin, weights != vec4(0.0));
         let turn = (r - at.start) % 3u;
         if turn == 0u {
             a = Pair(a.high + d, a.low + weights);
@@ -214,32 +213,38 @@ fn strip_sums(lane: u32, at: Strip, pivot: vec4<f32>) -> StripSums {
     var sum = Pair(vec4(0.0), vec4(0.0));
     var squares = Pair(vec4(0.0), vec4(0.0));
     var count = vec4(0.0);
-    var r = at.start + at.lane_row;
-    var walk = Column(r * params.row_vectors + at.column, at.first, strip_masks(at) + vec4(r * params.repetitions * params.inner));
+    let unit = params.square_unit;
+    let end = at.group_end;
     let step = at.lane_rows * params.row_vectors;
-    let mask_step = at.lane_rows * params.repetitions * params.inner;
+    let mask_step = vec4(at.lane_rows * params.repetitions * params.inner);
+    var r = at.start + at.lane_row;
+    var vector = at.first + r * params.row_vectors + at.column;
+    var masks = strip_masks(at) + vec4(r * params.repetitions * params.inner);
     for (; r + 3u * at.lane_rows < at.end; r += 4u * at.lane_rows) {
-        let ab = both(column_deviations(walk, 0u, pivot, step, mask_step), column_deviations(walk, 1u, pivot, step, mask_step));
-        let cd = both(column_deviations(walk, 2u, pivot, step, mask_step), column_deviations(walk, 3u, pivot, step, mask_step));
-        let s = both(ab, cd);
+        let a = column_deviations(vector, end, masks, pivot, unit);
+        let b = column_deviations(vector + step, end, masks + mask_step, pivot, unit);
+        let c = column_deviations(vector + 2u * step, end, masks + 2u * mask_step, pivot, unit);
+        let d = column_deviations(vector + 3u * step, end, masks + 3u * mask_step, pivot, unit);
+        let s = both(both(a, b), both(c, d));
         sum = add(sum, s.first);
         squares = add(squares, s.second);
         count += s.count;
-        walk.local += 4u * step;
-        walk.masks += vec4(4u * mask_step);
+        vector += 4u * step;
+        masks += 4u * mask_step;
     }
     for (; r < at.end; r += at.lane_rows) {
-        let s = column_deviations(walk, 0u, pivot, step, mask_step);
+        let s = column_deviations(vector, end, masks, pivot, unit);
         sum = add(sum, s.first);
         squares = add(squares, s.second);
         count += s.count;
-        walk.local += step;
-        walk.masks += vec4(mask_step);
+        vector += step;
+        masks += mask_step;
     }
     let s1 = sum_exactly(lane, params.tile, sum);
     let s2 = sum_exactly(lane, params.tile, squares);
     // Without a mask only the last row can be cut short.
-    var n = vec4(f32(at.end - at.start - 1u)) + keep_group(vec4(1.0), (at.end - 1u) * params.row_vectors + at.column);
+    let last = at.first + (at.end - 1u) * params.row_vectors + at.column;
+    var n = vec4(f32(at.end - at.start - 1u)) + keep_before(vec4(1.0), last, end);
     if MASK {
         n = sum_both(lane, params.tile, Pair(count, vec4(0.0))).high;
     }

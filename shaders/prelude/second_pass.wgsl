@@ -3,16 +3,17 @@
 
 // Four vectors at a time, all loads before the first store, where these are whole words: they are in flight together.
 fn span_apply(lane: u32, first: u32, start: u32, end: u32, c: Applied) {
+    let walk = walk_of_rows();
     var t = start + lane;
-    var cell = cell_of(t);
+    var cell = cell_of(walk, first, t);
     for (; WORDS == 1u && t + 3u * WORKGROUP < end; t += 4u * WORKGROUP) {
-        let second = next_cell(cell);
-        let third = next_cell(second);
-        let fourth = next_cell(third);
-        let v0 = cell_vector(first, cell);
-        let v1 = cell_vector(first, second);
-        let v2 = cell_vector(first, third);
-        let v3 = cell_vector(first, fourth);
+        let second = next_cell(walk, cell);
+        let third = next_cell(walk, second);
+        let fourth = next_cell(walk, third);
+        let v0 = cell_vector(cell);
+        let v1 = cell_vector(second);
+        let v2 = cell_vector(third);
+        let v3 = cell_vector(fourth);
         let r0 = load(v0);
         let r1 = load(v1);
         let r2 = load(v2);
@@ -21,12 +22,12 @@ fn span_apply(lane: u32, first: u32, start: u32, end: u32, c: Applied) {
         apply(v1, r1, c);
         apply(v2, r2, c);
         apply(v3, r3, c);
-        cell = next_cell(fourth);
+        cell = next_cell(walk, fourth);
     }
     for (; t < end; t += WORKGROUP) {
-        let v = cell_vector(first, cell);
+        let v = cell_vector(cell);
         apply(v, load(v), c);
-        cell = next_cell(cell);
+        cell = next_cell(walk, cell);
     }
 }
 

@@ -131,9 +131,9 @@ fn numbers(vector: u32) -> vec4<u32> {
     return vec4(4u * vector) + vec4(0u, 1u, 2u, 3u);
 }
 
-// Where the row of an outer index begins: one channel's `inner` elements. `first` is where the channel's first row does.
-fn row_begin(first: u32, row: u32) -> u32 {
-    return first + row * params.outer_elements;
+// The element after a group's last.
+fn group_end(group: u32) -> u32 {
+    return (group + 1u) * params.group_elements;
 }
 
 // The first element of a channel of a group.
@@ -142,36 +142,36 @@ fn first_row(statistic: u32) -> u32 {
     return group * params.group_elements + (statistic - group * params.channels) * params.inner;
 }
 
-// v, or 0 for elements outside the row.
-fn keep_row(v: vec4<f32>, vector: u32, begin: u32) -> vec4<f32> {
+// v, or 0 for elements outside the row, which has `inner`.
+fn keep_row(v: vec4<f32>, vector: u32, begin: u32, inner: u32) -> vec4<f32> {
     if !RAGGED {
         return v;
     }
     // Counted from the row's first, those before it wrap round to large numbers.
-    return select(vec4(0.0), v, numbers(vector) - vec4(begin) < vec4(params.inner));
+    return select(vec4(0.0), v, numbers(vector) - vec4(begin) < vec4(inner));
 }
 
 // 1 for elements of the row that the mask lets count, 0 for others. `mask_begin` is the row's place in the mask.
-fn row_weights(vector: u32, begin: u32, mask_begin: u32) -> vec4<f32> {
-    let inside = keep_row(vec4(1.0), vector, begin);
+fn row_weights(vector: u32, begin: u32, inner: u32, mask_begin: u32) -> vec4<f32> {
+    let inside = keep_row(vec4(1.0), vector, begin, inner);
     if !MASK {
         return inside;
     }
-    let i = min(numbers(vector) - vec4(begin), vec4(params.inner - 1u));
+    let i = min(numbers(vector) - vec4(begin), vec4(inner - 1u));
     return select(vec4(0.0), mask_weights(vec4(mask_begin) + i), inside == vec4(1.0));
 }
 
-// v, or 0 for elements past the group's end; the vector's number counts from the group's first.
-fn keep_group(v: vec4<f32>, vector: u32) -> vec4<f32> {
+// v, or 0 for elements from number `end` on, where the group ends.
+fn keep_before(v: vec4<f32>, vector: u32, end: u32) -> vec4<f32> {
     if !RAGGED {
         return v;
     }
-    return select(vec4(0.0), v, numbers(vector) < vec4(params.group_elements));
+    return select(vec4(0.0), v, numbers(vector) < vec4(end));
 }
 
 // 1 for elements of the group that the mask lets count, 0 for others. `masks` are the elements' places in the mask.
-fn group_weights(vector: u32, masks: vec4<u32>) -> vec4<f32> {
-    let inside = keep_group(vec4(1.0), vector);
+fn group_weights(vector: u32, end: u32, masks: vec4<u32>) -> vec4<f32> {
+    let inside = keep_before(vec4(1.0), vector, end);
     if !MASK {
         return inside;
     }
@@ -179,36 +179,60 @@ fn group_weights(vector: u32, masks: vec4<u32>) -> vec4<f32> {
 }
 
 // ---- Walks. Planar: the vectors of one channel, row after row. A lane takes every WORKGROUP-th; a cell is one of them.
+// Loops take what they need of the parameters before they begin: a software adapter fetches a uniform for each lane
+// anew, and loads are the dearer the more of their address is computed between them.
 
-struct Cell {
-    row: u32,
-    column: u32, // in vectors
+struct Walk {
+    step_rows: u32,     // from one vector of a lane to its next: whole rows,
+    step_elements: u32, // the same in elements,
+    step_vectors: u32,  // and vectors beyond them
+    row_vectors: u32,
+    row_elements: u32,  // from one row's first element to the next row's
+    inner: u32,
 }
 
-fn cell_of(t: u32) -> Cell {
-    let row = t / params.row_vectors;
-    return Cell(row, t - row * params.row_vectors);
-}
-
-fn next_cell(cell: Cell) -> Cell {
-    let column = cell.column + params.step_vectors;
-    let wraps = column >= params.row_vectors;
-    return Cell(
-        cell.row + params.step_rows + select(0u, 1u, wraps),
-        column - select(0u, params.row_vectors, wraps),
+fn walk_of_rows() -> Walk {
+    return Walk(
+        params.step_rows,
+        params.step_rows * params.outer_elements,
+        params.step_vectors,
+        params.row_vectors,
+        params.outer_elements,
+        params.inner,
     );
 }
 
-fn cell_vector(first: u32, cell: Cell) -> u32 {
-    return row_begin(first, cell.row) / 4u + cell.column;
+struct Cell {
+    row: u32,
+    begin: u32,  // the row's first element
+    column: u32, // in vectors
+}
+
+// Number t of the channel whose first element is `first`.
+fn cell_of(walk: Walk, first: u32, t: u32) -> Cell {
+    let row = t / walk.row_vectors;
+    return Cell(row, first + row * walk.row_elements, t - row * walk.row_vectors);
+}
+
+fn next_cell(walk: Walk, cell: Cell) -> Cell {
+    let column = cell.column + walk.step_vectors;
+    let wraps = column >= walk.row_vectors;
+    return Cell(
+        cell.row + walk.step_rows + select(0u, 1u, wraps),
+        cell.begin + walk.step_elements + select(0u, walk.row_elements, wraps),
+        column - select(0u, walk.row_vectors, wraps),
+    );
+}
+
+fn cell_vector(cell: Cell) -> u32 {
+    return cell.begin / 4u + cell.column;
 }
 
 // How many of the channel's elements the cells before number t hold.
-fn elements_before(first: u32, t: u32) -> u32 {
-    let cell = cell_of(t);
-    let begin = row_begin(first, cell.row);
-    let element = max(4u * (begin / 4u + cell.column), begin);
-    return cell.row * params.inner + min(element - begin, params.inner);
+fn elements_before(walk: Walk, first: u32, t: u32) -> u32 {
+    let cell = cell_of(walk, first, t);
+    let element = max(4u * cell_vector(cell), cell.begin);
+    return cell.row * walk.inner + min(element - cell.begin, walk.inner);
 }
 
 // ---- Columns: the tensor is a matrix, and a workgroup takes a piece of a tile of columns. Neighbouring workgroups take
@@ -259,37 +283,55 @@ fn place_of(vector: u32) -> Place {
     return Place(vector, row % params.channels, element - row * params.inner);
 }
 
-fn next_place(place: Place) -> Place {
-    var channel = place.channel + params.stride_channels;
-    var inner = place.inner + params.stride_inner;
-    if inner >= params.inner {
-        inner -= params.inner;
-        channel += 1u;
-    }
-    return Place(place.vector + WORKGROUP, channel - select(0u, params.channels, channel >= params.channels), inner);
+// What a flat kernel needs of the parameters to go on.
+struct Stride {
+    channels: u32,
+    inner: u32,
+    all_channels: u32,
+    row: u32,
+    group: u32,
 }
 
-fn statistic_of(place: Place, element: u32) -> u32 {
+fn stride_of_lanes() -> Stride {
+    return Stride(params.stride_channels, params.stride_inner, params.channels, params.inner, params.group_elements);
+}
+
+fn next_place(stride: Stride, place: Place) -> Place {
+    let inner = place.inner + stride.inner;
+    let wraps = inner >= stride.row;
+    let channel = place.channel + stride.channels + select(0u, 1u, wraps);
+    return Place(
+        place.vector + WORKGROUP,
+        channel - select(0u, stride.all_channels, channel >= stride.all_channels),
+        inner - select(0u, stride.row, wraps),
+    );
+}
+
+fn statistic_of(stride: Stride, place: Place, element: u32) -> u32 {
     if CHANNEL_LOOKUP == GROUPED {
         let number = 4u * place.vector + element;
-        return (number / params.group_elements) * params.channels + (number / params.inner) % params.channels;
+        return (number / stride.group) * stride.all_channels + (number / stride.row) % stride.all_channels;
     }
     if element == 0u {
         return place.channel;
     }
     var channel = place.channel;
     if CHANNEL_LOOKUP == NEXT_CHANNEL {
-        channel += select(0u, 1u, place.inner + element >= params.inner);
+        channel += select(0u, 1u, place.inner + element >= stride.row);
     } else if CHANNEL_LOOKUP == CHANNELS_LAST {
         channel += element;
     } else if CHANNEL_LOOKUP == ANY_CHANNEL {
-        return (channel + (place.inner + element) / params.inner) % params.channels;
+        return (channel + (place.inner + element) / stride.row) % stride.all_channels;
     }
-    return select(channel, channel - params.channels, channel >= params.channels);
+    return select(channel, channel - stride.all_channels, channel >= stride.all_channels);
+}
+
+fn has_boundary(stride: Stride, place: Place) -> bool {
+    return place.inner + 3u >= stride.row;
 }
 
 // The coefficients of a vector's elements are those of its first or those of its last, where at most one boundary lies in
 // it: true for the last.
-fn beyond_boundary(place: Place) -> vec4<bool> {
-    return vec4(place.inner) + vec4(0u, 1u, 2u, 3u) >= vec4(params.inner);
+fn beyond_boundary(stride: Stride, place: Place) -> vec4<bool> {
+    return vec4(place.inner) + vec4(0u, 1u, 2u, 3u) >= vec4(stride.row);
 }
