@@ -123,7 +123,12 @@ fn backward_apply(
                 select(one.e, two.e, over),
             ));
         } else {
-            let c = coefficients_of(s, statistic_of(stride, place, 1u), statistic_of(stride, place, 2u), statistic_of(stride, place, 3u));
+            let c = coefficients_of(
+                s,
+                statistic_of(stride, place, 1u),
+                statistic_of(stride, place, 2u),
+                statistic_of(stride, place, 3u),
+            );
             apply(place.vector, load(place.vector), c);
         }
     }

@@ -93,7 +93,12 @@ fn normalize(
                 vec4(0.0),
             ));
         } else {
-            let c = coefficients_of(s, statistic_of(stride, place, 1u), statistic_of(stride, place, 2u), statistic_of(stride, place, 3u));
+            let c = coefficients_of(
+                s,
+                statistic_of(stride, place, 1u),
+                statistic_of(stride, place, 2u),
+                statistic_of(stride, place, 3u),
+            );
             apply(place.vector, load(place.vector), c);
         }
     }

@@ -16,8 +16,9 @@ use wgpu_batchnorm::{Dtype, Gpu, Strategy};
 use {
     crate::args::CheckArgs,
     crate::info::print,
+    crate::table::with_header,
     anyhow::{Result, ensure},
-    comfy_table::{CellAlignment, Table, presets},
+    comfy_table::{CellAlignment, Table},
     indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle},
     std::io::IsTerminal,
     wgpu_batchnorm::Kernels,
@@ -178,7 +179,7 @@ pub fn run(args: &CheckArgs) -> Result<()> {
             info.backend,
             info.device_type,
             if exact { "yes" } else { "NO" },
-            table(&outcomes)
+            table(&outcomes).trim_fmt()
         ))?;
         for outcome in outcomes.iter().filter(|o| o.failed()) {
             print(format!("\n{}", outcome.failure()))?;
@@ -340,9 +341,7 @@ fn percent(of_bound: f64) -> String {
 
 #[cfg(not(target_family = "wasm"))]
 fn table(outcomes: &[Outcome]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
-    table.set_header([
+    let mut table = with_header([
         "operation",
         "type",
         "strategy",

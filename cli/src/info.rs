@@ -84,7 +84,7 @@ pub fn run(as_json: bool) -> Result<()> {
         );
         row("offset alignment", bytes(caps.offset_alignment.into()));
         row("runs", runs(&caps));
-        print(format!("{table}\n"))?;
+        print(table.trim_fmt() + "\n")?;
     }
     Ok(())
 }
@@ -111,7 +111,7 @@ pub fn describe(found: &wgpu::Adapter) -> Value {
 fn runs(caps: &Caps) -> String {
     match caps.require() {
         Ok(()) => format!(
-            "f32, f16 and bf16; up to {} million elements of f32, twice that of the others",
+            "f32, f16 and bf16; in one piece up to {} million elements of f32, twice that of the others; larger ones in chunks",
             caps.max_binding_size / 4 / 1_000_000
         ),
         Err(error) => format!("nothing: {error}"),

@@ -12,3 +12,5 @@ pub mod file;
 pub mod info;
 #[cfg(not(target_family = "wasm"))]
 pub mod run;
+#[cfg(not(target_family = "wasm"))]
+mod table;

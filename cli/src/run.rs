@@ -473,7 +473,7 @@ fn choose_device(args: &FileArgs) -> Result<Option<Gpu>> {
             // Unlike eprintln!, no panic where nobody listens.
             let _ = writeln!(
                 std::io::stderr(),
-                "{error}; the f64 reference on the CPU is used instead"
+                "warning: the f64 reference on the CPU is used instead of a GPU: {error}"
             );
             Ok(None)
         }

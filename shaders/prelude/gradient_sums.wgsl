@@ -36,7 +36,7 @@ fn of_vector(vector: u32, c: Coefficients) -> GradientSums {
     return GradientSums(dz, product_of(dz, x, c));
 }
 
-fn products(walk: Walk, cell: Cell, c: Coefficients) -> GradientSums {
+fn products(walk: RowWalk, cell: Cell, c: Coefficients) -> GradientSums {
     let vector = cell_vector(cell);
     let s = of_vector(vector, c);
     return GradientSums(

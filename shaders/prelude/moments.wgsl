@@ -14,7 +14,7 @@ struct Sums {
 }
 
 // Squares are summed in a unit of params.square_unit.
-fn deviations(walk: Walk, cell: Cell, first_mask: u32, pivot: f32, unit: f32) -> Sums {
+fn deviations(walk: RowWalk, cell: Cell, first_mask: u32, pivot: f32, unit: f32) -> Sums {
     let vector = cell_vector(cell);
     if !MASK {
         let d = keep_row(read_input(vector) - pivot, vector, cell.begin, walk.inner);
@@ -53,8 +53,9 @@ fn values_of(span: Span) -> f32 {
 }
 
 fn first_value(span: Span) -> f32 {
-    let cell = cell_of(walk_of_rows(), span.first, span.start);
-    let first = clamp(4u * cell_vector(cell), cell.begin, cell.begin + params.inner - 1u);
+    let walk = walk_of_rows();
+    let cell = cell_of(walk, span.first, span.start);
+    let first = clamp(4u * cell_vector(cell), cell.begin, cell.begin + walk.inner - 1u);
     return component(read_input(first / 4u), first % 4u);
 }
 
@@ -131,7 +132,7 @@ fn column_deviations(vector: u32, end: u32, masks: vec4<u32>, pivot: vec4<f32>, 
 struct Strip {
     group: u32,
     first: u32,       // the group's first vector
-    group_end: u32,   // the element after its last
+    group_end: u32,   // the element (not the vector) after its last
     column: u32,      // of vectors; where a tile is wider than the matrix, the last one again
     lane_row: u32,
     lane_rows: u32,
@@ -171,7 +172,8 @@ fn strip_pivot(lane: u32, at: Strip) -> vec4<f32> {
     var found = vec4(0.0);
     for (var r = at.start + at.lane_row; r < sample_end && any(found < vec4(f32(share))); r += at.lane_rows) {
         let vector = at.first + r * params.row_vectors + at.column;
-        let weights = group_weights(vector, at.group_end, strip_masks(at) + vec4(r * params.repetitions * params.inner));
+        let masks = strip_masks(at) + vec4(r * params.repetitions * params.inner);
+        let weights = group_weights(vector, at.group_end, masks);
         let d = select(vec4(0.0), read_input(vector) - origin, weights != vec4(0.0));
         let turn = (r - at.start) % 3u;
         if turn == 0u {
@@ -214,17 +216,17 @@ fn strip_sums(lane: u32, at: Strip, pivot: vec4<f32>) -> StripSums {
     var squares = Pair(vec4(0.0), vec4(0.0));
     var count = vec4(0.0);
     let unit = params.square_unit;
-    let end = at.group_end;
+    let limit = at.group_end;
     let step = at.lane_rows * params.row_vectors;
     let mask_step = vec4(at.lane_rows * params.repetitions * params.inner);
     var r = at.start + at.lane_row;
     var vector = at.first + r * params.row_vectors + at.column;
     var masks = strip_masks(at) + vec4(r * params.repetitions * params.inner);
     for (; r + 3u * at.lane_rows < at.end; r += 4u * at.lane_rows) {
-        let a = column_deviations(vector, end, masks, pivot, unit);
-        let b = column_deviations(vector + step, end, masks + mask_step, pivot, unit);
-        let c = column_deviations(vector + 2u * step, end, masks + 2u * mask_step, pivot, unit);
-        let d = column_deviations(vector + 3u * step, end, masks + 3u * mask_step, pivot, unit);
+        let a = column_deviations(vector, limit, masks, pivot, unit);
+        let b = column_deviations(vector + step, limit, masks + mask_step, pivot, unit);
+        let c = column_deviations(vector + 2u * step, limit, masks + 2u * mask_step, pivot, unit);
+        let d = column_deviations(vector + 3u * step, limit, masks + 3u * mask_step, pivot, unit);
         let s = both(both(a, b), both(c, d));
         sum = add(sum, s.first);
         squares = add(squares, s.second);
@@ -233,7 +235,7 @@ fn strip_sums(lane: u32, at: Strip, pivot: vec4<f32>) -> StripSums {
         masks += 4u * mask_step;
     }
     for (; r < at.end; r += at.lane_rows) {
-        let s = column_deviations(vector, end, masks, pivot, unit);
+        let s = column_deviations(vector, limit, masks, pivot, unit);
         sum = add(sum, s.first);
         squares = add(squares, s.second);
         count += s.count;
@@ -244,7 +246,7 @@ fn strip_sums(lane: u32, at: Strip, pivot: vec4<f32>) -> StripSums {
     let s2 = sum_exactly(lane, params.tile, squares);
     // Without a mask only the last row can be cut short.
     let last = at.first + (at.end - 1u) * params.row_vectors + at.column;
-    var n = vec4(f32(at.end - at.start - 1u)) + keep_before(vec4(1.0), last, end);
+    var n = vec4(f32(at.end - at.start - 1u)) + keep_before(vec4(1.0), last, limit);
     if MASK {
         n = sum_both(lane, params.tile, Pair(count, vec4(0.0))).high;
     }

@@ -179,20 +179,20 @@ fn group_weights(vector: u32, end: u32, masks: vec4<u32>) -> vec4<f32> {
 }
 
 // ---- Walks. Planar: the vectors of one channel, row after row. A lane takes every WORKGROUP-th; a cell is one of them.
-// Loops take what they need of the parameters before they begin: a software adapter fetches a uniform for each lane
-// anew, and loads are the dearer the more of their address is computed between them.
+// Long loops take the walk from the parameters before they begin: a software adapter fetches a uniform for each lane anew,
+// and a load costs the more the more of its address is computed next to it.
 
-struct Walk {
+struct RowWalk {
     step_rows: u32,     // from one vector of a lane to its next: whole rows,
     step_elements: u32, // the same in elements,
     step_vectors: u32,  // and vectors beyond them
     row_vectors: u32,
-    row_elements: u32,  // from one row's first element to the next row's
-    inner: u32,
+    row_pitch: u32,     // from one row's first element to the next row's
+    inner: u32,         // elements of a row
 }
 
-fn walk_of_rows() -> Walk {
-    return Walk(
+fn walk_of_rows() -> RowWalk {
+    return RowWalk(
         params.step_rows,
         params.step_rows * params.outer_elements,
         params.step_vectors,
@@ -209,17 +209,17 @@ struct Cell {
 }
 
 // Number t of the channel whose first element is `first`.
-fn cell_of(walk: Walk, first: u32, t: u32) -> Cell {
+fn cell_of(walk: RowWalk, first: u32, t: u32) -> Cell {
     let row = t / walk.row_vectors;
-    return Cell(row, first + row * walk.row_elements, t - row * walk.row_vectors);
+    return Cell(row, first + row * walk.row_pitch, t - row * walk.row_vectors);
 }
 
-fn next_cell(walk: Walk, cell: Cell) -> Cell {
+fn next_cell(walk: RowWalk, cell: Cell) -> Cell {
     let column = cell.column + walk.step_vectors;
     let wraps = column >= walk.row_vectors;
     return Cell(
         cell.row + walk.step_rows + select(0u, 1u, wraps),
-        cell.begin + walk.step_elements + select(0u, walk.row_elements, wraps),
+        cell.begin + walk.step_elements + select(0u, walk.row_pitch, wraps),
         column - select(0u, walk.row_vectors, wraps),
     );
 }
@@ -229,7 +229,7 @@ fn cell_vector(cell: Cell) -> u32 {
 }
 
 // How many of the channel's elements the cells before number t hold.
-fn elements_before(walk: Walk, first: u32, t: u32) -> u32 {
+fn elements_before(walk: RowWalk, first: u32, t: u32) -> u32 {
     let cell = cell_of(walk, first, t);
     let element = max(4u * cell_vector(cell), cell.begin);
     return cell.row * walk.inner + min(element - cell.begin, walk.inner);
@@ -285,11 +285,11 @@ fn place_of(vector: u32) -> Place {
 
 // What a flat kernel needs of the parameters to go on.
 struct Stride {
+    step_channels: u32,  // from one vector of a lane to its next: in whole channels,
+    step_inner: u32,     // and in elements beyond them
     channels: u32,
     inner: u32,
-    all_channels: u32,
-    row: u32,
-    group: u32,
+    group_elements: u32,
 }
 
 fn stride_of_lanes() -> Stride {
@@ -297,41 +297,42 @@ fn stride_of_lanes() -> Stride {
 }
 
 fn next_place(stride: Stride, place: Place) -> Place {
-    let inner = place.inner + stride.inner;
-    let wraps = inner >= stride.row;
-    let channel = place.channel + stride.channels + select(0u, 1u, wraps);
+    let inner = place.inner + stride.step_inner;
+    let wraps = inner >= stride.inner;
+    let channel = place.channel + stride.step_channels + select(0u, 1u, wraps);
     return Place(
         place.vector + WORKGROUP,
-        channel - select(0u, stride.all_channels, channel >= stride.all_channels),
-        inner - select(0u, stride.row, wraps),
+        channel - select(0u, stride.channels, channel >= stride.channels),
+        inner - select(0u, stride.inner, wraps),
     );
 }
 
 fn statistic_of(stride: Stride, place: Place, element: u32) -> u32 {
     if CHANNEL_LOOKUP == GROUPED {
         let number = 4u * place.vector + element;
-        return (number / stride.group) * stride.all_channels + (number / stride.row) % stride.all_channels;
+        return (number / stride.group_elements) * stride.channels + (number / stride.inner) % stride.channels;
     }
     if element == 0u {
         return place.channel;
     }
     var channel = place.channel;
     if CHANNEL_LOOKUP == NEXT_CHANNEL {
-        channel += select(0u, 1u, place.inner + element >= stride.row);
+        channel += select(0u, 1u, place.inner + element >= stride.inner);
     } else if CHANNEL_LOOKUP == CHANNELS_LAST {
         channel += element;
     } else if CHANNEL_LOOKUP == ANY_CHANNEL {
-        return (channel + (place.inner + element) / stride.row) % stride.all_channels;
+        return (channel + (place.inner + element) / stride.inner) % stride.channels;
     }
-    return select(channel, channel - stride.all_channels, channel >= stride.all_channels);
+    return select(channel, channel - stride.channels, channel >= stride.channels);
 }
 
+// Whether a vector reaches the next channel.
 fn has_boundary(stride: Stride, place: Place) -> bool {
-    return place.inner + 3u >= stride.row;
+    return place.inner + 3u >= stride.inner;
 }
 
 // The coefficients of a vector's elements are those of its first or those of its last, where at most one boundary lies in
 // it: true for the last.
 fn beyond_boundary(stride: Stride, place: Place) -> vec4<bool> {
-    return vec4(place.inner) + vec4(0u, 1u, 2u, 3u) >= vec4(stride.row);
+    return vec4(place.inner) + vec4(0u, 1u, 2u, 3u) >= vec4(stride.inner);
 }

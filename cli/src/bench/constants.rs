@@ -6,13 +6,14 @@
 use std::fmt::Write as _;
 
 use anyhow::{Context, Result};
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::CellAlignment;
 use serde::Serialize;
 use serde_json::Value;
 use wgpu_batchnorm::Gpu;
 
 use super::timer::{Timer, median};
 use super::{BoundCopies, CopyKernels, Kernel, Options};
+use crate::table::with_header;
 
 /// The smallest tensor, and the largest on a GPU and on a software adapter; each is twice the one before.
 const SMALLEST: u64 = 256 << 10;
@@ -113,9 +114,7 @@ impl Constants {
     }
 
     pub(super) fn text(&self) -> String {
-        let mut table = Table::new();
-        table.load_style(presets::UTF8_HORIZONTAL_ONLY);
-        table.set_header(["tensor", "copy µs", "copy GB/s", "read µs", "read GB/s"]);
+        let mut table = with_header(["tensor", "copy µs", "copy GB/s", "read µs", "read GB/s"]);
         for size in &self.sizes {
             table.add_row([
                 shown(size.bytes),
@@ -129,7 +128,7 @@ impl Constants {
             column.set_cell_alignment(CellAlignment::Right);
         }
         let name = self.adapter["name"].as_str().unwrap_or_default();
-        let mut text = format!("{name}, by {}\n{table}\n", self.timer);
+        let mut text = format!("{name}, by {}\n{}\n", self.timer, table.trim_fmt());
         let _ = write!(
             text,
             "a dispatch takes {:.2} µs; of the largest tensor {:.0} bytes are copied in a microsecond\n\

@@ -7,8 +7,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 #[cfg(not(target_family = "wasm"))]
 use {
+    crate::table::with_header,
     anyhow::{Context, bail},
-    comfy_table::{CellAlignment, Table, presets},
+    comfy_table::CellAlignment,
     std::io::Write,
     std::path::{Path, PathBuf},
 };
@@ -227,9 +228,7 @@ impl Report {
                     machine.timer
                 );
             }
-            let mut table = Table::new();
-            table.load_style(presets::UTF8_HORIZONTAL_ONLY);
-            table.set_header([
+            let mut table = with_header([
                 "operation",
                 "shape",
                 "type",
@@ -266,8 +265,10 @@ impl Report {
                     column.set_cell_alignment(CellAlignment::Right);
                 }
             }
-            let _ = writeln!(text, "{table}\n");
+            let _ = writeln!(text, "{}\n", table.trim_fmt());
         }
+        text += "copies: in times of a copy of the same tensor; at best: by memory traffic alone, with the data kept on \
+                 chip or read twice\n\n";
         if self.machines.len() > 1 {
             let _ = write!(text, "{}", self.comparison_text());
         }
@@ -281,11 +282,9 @@ impl Report {
         for (i, machine) in self.machines.iter().enumerate() {
             let _ = writeln!(text, "  {}: {}", i + 1, machine.title());
         }
-        let mut table = Table::new();
-        table.load_style(presets::UTF8_HORIZONTAL_ONLY);
         let header = ["operation", "shape", "type", "cache"].map(String::from);
         let numbers = (1..=self.machines.len()).map(|i| i.to_string());
-        table.set_header(header.into_iter().chain(numbers));
+        let mut table = with_header(header.into_iter().chain(numbers));
         for (r, others) in side_by_side(&self.machines) {
             let row = [
                 r.op.replace('_', " "),
@@ -303,7 +302,7 @@ impl Report {
         for column in table.column_iter_mut().skip(4) {
             column.set_cell_alignment(CellAlignment::Right);
         }
-        format!("{text}{table}")
+        format!("{text}{}", table.trim_fmt())
     }
 
     /// What `bench --html` writes: one page, which needs nothing else.
