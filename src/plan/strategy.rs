@@ -40,9 +40,12 @@ struct CostModel {
     /// Bytes that the last-level cache keeps between two dispatches, and what reading them again costs of a first read.
     cache: f64,
     cached_read: f64,
-    /// The same for the cache next to a compute unit, within one dispatch.
+    /// The same for the cache next to a compute unit, within one dispatch, and what reading again costs beyond it.
     near_cache: f64,
     near_read: f64,
+    far_read: f64,
+    /// Whether that cache keeps a tile of columns, too: short pieces of rows, far apart.
+    near_columns: bool,
     /// Lanes that keep the memory busy.
     lanes: f64,
 }
@@ -55,18 +58,22 @@ const GPU: CostModel = CostModel {
     cached_read: 0.4,
     near_cache: 128e3,
     near_read: 0.3,
+    far_read: 1.0,
+    near_columns: true,
     lanes: 65_536.0,
 };
 
-/// lavapipe and its like on a few cores: arithmetic and memory take about the same time, so that caches save little, and
-/// a channel's rows, far apart, are read a little slower than a piece of them all.
+/// lavapipe and its like on a few cores: arithmetic and memory take about the same time, so that caches save little. What
+/// a core's own cache does not keep, a channel's rows or a tile of columns, is read a little slower than a piece of all.
 const CPU: CostModel = CostModel {
     bytes_per_us: 4_000.0,
     dispatch_us: 30.0,
     cache: 0.0,
     cached_read: 1.0,
-    near_cache: f64::INFINITY,
-    near_read: 1.15,
+    near_cache: 2e6,
+    near_read: 0.85,
+    far_read: 1.15,
+    near_columns: false,
     lanes: 64.0,
 };
 
@@ -243,6 +250,11 @@ impl Plan {
         }
     }
 
+    /// Whether each lane of a workgroup holds one vector of a channel, and that is all.
+    fn one_each(&self, fused: &Fused) -> bool {
+        self.walk == Walk::Planar && fused.forward.held == 1
+    }
+
     /// Microseconds of a training forward pass, by bytes moved and dispatches; ARCHITECTURE.md has the model.
     pub(super) fn cost(&self, strategy: Strategy, fused: Option<&Fused>) -> f64 {
         let model = &if self.caps.is_cpu() { CPU } else { GPU };
@@ -251,10 +263,10 @@ impl Plan {
         // A workgroup's own part, which its second read finds in the cache next to it or not.
         let (workgroups, lanes) = fused.map_or((0, 0), |f| (f.forward.workgroups, f.forward.lanes));
         let again = |of_one: f64| {
-            if of_one <= model.near_cache {
+            if of_one <= model.near_cache && (self.walk == Walk::Planar || model.near_columns) {
                 model.near_read
             } else {
-                1.0
+                model.far_read
             }
         };
         let in_flight = (workgroups as f64 * f64::from(lanes) / model.lanes).min(1.0);
@@ -272,7 +284,11 @@ impl Plan {
                 tensor * (0.5 + 0.5 * second + 0.5) / in_flight + model.dispatch_us
             }
             // A software adapter's registers are memory, and the many lanes of a workgroup run one after the other.
-            Strategy::Resident if self.caps.is_cpu() => f64::INFINITY,
+            Strategy::Resident
+                if self.caps.is_cpu() && !fused.is_some_and(|f| self.one_each(f)) =>
+            {
+                f64::INFINITY
+            }
             Strategy::Resident => tensor / in_flight + model.dispatch_us,
         }
     }
