@@ -503,9 +503,9 @@ impl fmt::Display for Kernel {
     }
 }
 
-/// Pairs of buffers, for these kernels.
+/// Pairs of buffers, for these kernels. What one binding cannot hold is bound in parts.
 struct BoundCopies {
-    groups: Vec<wgpu::BindGroup>,
+    groups: Vec<Vec<wgpu::BindGroup>>,
 }
 
 impl<'a> CopyKernels<'a> {
@@ -573,26 +573,41 @@ impl<'a> CopyKernels<'a> {
     }
 
     fn bind(&self, pairs: &[(&wgpu::Buffer, &wgpu::Buffer)]) -> BoundCopies {
-        let group = |(from, to): &(&wgpu::Buffer, &wgpu::Buffer)| {
-            self.gpu
-                .device
-                .create_bind_group(&wgpu::BindGroupDescriptor {
-                    label: Some("copy"),
-                    layout: &self.layout,
-                    entries: &[
-                        wgpu::BindGroupEntry {
-                            binding: 0,
-                            resource: from.as_entire_binding(),
-                        },
-                        wgpu::BindGroupEntry {
-                            binding: 1,
-                            resource: to.as_entire_binding(),
-                        },
-                    ],
+        let device = &self.gpu.device;
+        // Whole vectors at offsets that every device takes.
+        let most = device.limits().max_storage_buffer_binding_size / 256 * 256;
+        fn part(buffer: &wgpu::Buffer, offset: u64, size: u64) -> wgpu::BindingResource<'_> {
+            wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                buffer,
+                offset,
+                size: wgpu::BufferSize::new(size),
+            })
+        }
+        let parts = |&(from, to): &(&wgpu::Buffer, &wgpu::Buffer)| {
+            let bytes = from.size().min(to.size());
+            (0..bytes)
+                .step_by(most as usize)
+                .map(|offset| {
+                    let size = most.min(bytes - offset);
+                    device.create_bind_group(&wgpu::BindGroupDescriptor {
+                        label: Some("copy"),
+                        layout: &self.layout,
+                        entries: &[
+                            wgpu::BindGroupEntry {
+                                binding: 0,
+                                resource: part(from, offset, size),
+                            },
+                            wgpu::BindGroupEntry {
+                                binding: 1,
+                                resource: part(to, offset, size),
+                            },
+                        ],
+                    })
                 })
+                .collect()
         };
         BoundCopies {
-            groups: pairs.iter().map(group).collect(),
+            groups: pairs.iter().map(parts).collect(),
         }
     }
 
@@ -620,8 +635,10 @@ impl BoundCopies {
     fn work(&self, kernel: &Kernel) -> impl Fn(&mut wgpu::ComputePass<'_>, usize) {
         move |pass, i| {
             pass.set_pipeline(&kernel.pipeline);
-            pass.set_bind_group(0, &self.groups[i % self.groups.len()], &[]);
-            pass.dispatch_workgroups(kernel.groups, 1, 1);
+            for part in &self.groups[i % self.groups.len()] {
+                pass.set_bind_group(0, part, &[]);
+                pass.dispatch_workgroups(kernel.groups, 1, 1);
+            }
         }
     }
 

@@ -3,6 +3,9 @@
 use std::fs;
 use std::process::{Command, Output};
 
+use wgpu_batchnorm::Gpu;
+use wgpu_batchnorm_cli::bench::{Bench, Op, Options, subjects, wait};
+
 const QUICK: [&str; 8] = [
     "bench",
     "--shapes",
@@ -70,5 +73,31 @@ fn options_that_say_two_things_are_refused() {
         ["--set=all", "--html=-"], // shapes are given already
     ] {
         assert_eq!(run(&options).status.code(), Some(2), "{options:?}");
+    }
+}
+
+/// A tensor that one binding cannot hold is copied in parts; the error handler of wgpu would end the process.
+#[test]
+fn beyond_one_binding() {
+    let adapter = Gpu::new().unwrap().adapter;
+    let limits = wgpu::Limits {
+        max_storage_buffer_binding_size: 1 << 20,
+        ..wgpu::Limits::default()
+    };
+    let gpu = Gpu::with_limits(adapter, limits).unwrap();
+    let options = Options {
+        rounds: 1,
+        repetitions: Some(2),
+        ..Options::default()
+    };
+    let bench = wait(&gpu, Bench::new(&gpu, options)).unwrap();
+    let shapes = ["5x16x64x65".to_owned()]; // 1.3 MB
+    for subject in subjects(&shapes, &[], &Op::ALL, true).unwrap() {
+        for measured in wait(&gpu, bench.measure(&subject)).unwrap() {
+            assert!(
+                measured.copy_ms > 0.0 && measured.median_ms > 0.0,
+                "{subject}"
+            );
+        }
     }
 }
