@@ -94,10 +94,8 @@ fn beyond_one_binding() {
     let shapes = ["5x16x64x65".to_owned()]; // 1.3 MB
     for subject in subjects(&shapes, &[], &Op::ALL, true).unwrap() {
         for measured in wait(&gpu, bench.measure(&subject)).unwrap() {
-            assert!(
-                measured.copy_ms > 0.0 && measured.median_ms > 0.0,
-                "{subject}"
-            );
+            // Chunks are several dispatches; times are whatever they are.
+            assert!(measured.dispatches > 1, "{subject}");
         }
     }
 }
