@@ -112,7 +112,12 @@ pytorch() {
 pytorch pytorch 90 --cudnn both "${shapes[@]}"
 result="$out/$name-resnet50.json"
 resnet50="$("$python" "$peers/shapes.py" resnet50 --batch "${BATCH:-32}")"
-[[ -n "$resnet50" ]] && part resnet50 60 "$result" "$binary" bench --json "$result" --shapes "$resnet50" "${ours[@]}" "${bench[@]}"
+if [[ -n "$resnet50" ]]; then
+    part resnet50 60 "$result" "$binary" bench --json "$result" --shapes "$resnet50" "${ours[@]}" "${bench[@]}"
+else
+    summary+=("resnet50: FAILED: $python could not list its shapes")
+    failed=1
+fi
 pytorch pytorch-resnet50 60 --set resnet50 --batch "${BATCH:-32}" --layout nchw --cudnn both
 # Compiling takes longer than measuring: the shapes beyond the cache alone, after everything else.
 pytorch pytorch-compiled 90 --compile --cudnn on --shapes "${COMPILED:-256x64x56x56,256x256x56x56,256x56x56x64:last}"

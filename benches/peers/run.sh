@@ -37,7 +37,8 @@ fi
 "$cargo" build --release --locked --manifest-path benches/peers/burn/Cargo.toml --target-dir "$out/burn"
 
 "$ours" bench --json "$out/ours.json" "${bench[@]}" >/dev/null
-# It fails where a result of Burn's is wrong, and writes what is right.
+# It fails where a result of Burn's is wrong, and writes what is right; without a report the comparison fails.
+rm -f "$out/burn.json"
 "$out/burn/release/burn-peer" --json "$out/burn.json" "${burn[@]}" || echo "Burn's report lacks what is named above" >&2
 "$python" benches/peers/pytorch.py --device cpu --json "$out/pytorch.json" "${pytorch[@]}"
 "$ours" bench --compare "$out"/{ours,burn,pytorch}.json --html "$out/report.html"

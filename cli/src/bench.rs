@@ -585,9 +585,9 @@ impl<'a> CopyKernels<'a> {
         }
         let parts = |&(from, to): &(&wgpu::Buffer, &wgpu::Buffer)| {
             let bytes = from.size().min(to.size());
-            (0..bytes)
-                .step_by(most as usize)
-                .map(|offset| {
+            (0..bytes.div_ceil(most))
+                .map(|i| {
+                    let offset = i * most;
                     let size = most.min(bytes - offset);
                     device.create_bind_group(&wgpu::BindGroupDescriptor {
                         label: Some("copy"),
