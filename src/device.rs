@@ -125,8 +125,9 @@ impl Gpu {
     pub async fn with_limits_async(adapter: wgpu::Adapter, limits: wgpu::Limits) -> Result<Self> {
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("batchnorm"),
-            // To time what runs; nothing else needs a feature.
-            required_features: adapter.features() & wgpu::Features::TIMESTAMP_QUERY,
+            // Both optional: to time what runs, and what software adapters move tensors by.
+            required_features: adapter.features()
+                & (wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SHADER_INT64),
             required_limits: limits,
             ..wgpu::DeviceDescriptor::default()
         };

@@ -11,12 +11,10 @@ mod translations;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-#[cfg(doc)]
-use crate::Error;
-use crate::Result;
 use crate::encode::Prepared;
 use crate::faults::{self, ErrorScopes, settle};
 use crate::plan::{Caps, Plan};
+use crate::{Error, Result};
 pub(crate) use key::{Elements, PipelineKey, ZERO_INITIALIZE_WORKGROUP_MEMORY};
 pub use table::Kernel;
 pub(crate) use table::{Binding, Slot, TABLE};
@@ -147,7 +145,8 @@ impl Kernels {
     /// Compiles what a plan needs, without blocking.
     ///
     /// # Errors
-    /// [`Error::Device`] where the driver refuses a pipeline; [`Error::OutOfMemory`] and [`Error::DeviceLost`].
+    /// [`Error::Device`] where the driver refuses a pipeline; [`Error::Unsupported`] for a plan by 64-bit integers that the
+    /// device lacks; [`Error::OutOfMemory`] and [`Error::DeviceLost`].
     pub async fn prepare_async(&self, plan: &Plan) -> Result<Prepared> {
         // What has too many bindings for the device is bound in part; the arguments say in which.
         let fits = |key: &PipelineKey| {
@@ -159,6 +158,7 @@ impl Kernels {
             .filter(|key| fits(key) && self.cached(*key).is_none());
         faults::alive(&self.shared.device, "preparing a plan")?;
         for key in missing {
+            self.has_integers_for(key)?;
             let scopes = ErrorScopes::push(&self.shared.device);
             let pipeline = self.compile(key);
             scopes.pop("compiling a kernel").await?;
@@ -170,7 +170,8 @@ impl Kernels {
     /// Compiles what a plan needs. Off the web, where compilation does not wait for the event loop.
     ///
     /// # Errors
-    /// [`Error::Device`] where the driver refuses a pipeline; [`Error::OutOfMemory`] and [`Error::DeviceLost`].
+    /// [`Error::Device`] where the driver refuses a pipeline; [`Error::Unsupported`] for a plan by 64-bit integers that the
+    /// device lacks; [`Error::OutOfMemory`] and [`Error::DeviceLost`].
     #[cfg(not(target_family = "wasm"))]
     pub fn prepare(&self, plan: &Plan) -> Result<Prepared> {
         faults::ready(self.prepare_async(plan))
@@ -186,6 +187,7 @@ impl Kernels {
         if let Some(pipeline) = self.cached(key) {
             return Ok(pipeline);
         }
+        self.has_integers_for(key)?;
         let scopes = ErrorScopes::push(&self.shared.device);
         let pipeline = self.compile(key);
         settle(scopes, "compiling a kernel")?;
@@ -223,6 +225,17 @@ impl Kernels {
         // Two threads may have compiled the same; the first stays.
         let pipeline = pipelines.entry(key).or_insert_with(|| Arc::new(pipeline));
         Arc::clone(pipeline)
+    }
+
+    /// Whether the device has the integers that words are made of: a plan may have been made for another device.
+    fn has_integers_for(&self, key: PipelineKey) -> Result<()> {
+        if !key.elements.is_by_64() || self.shared.caps.shader_int64 {
+            return Ok(());
+        }
+        Err(Error::Unsupported {
+            what: "a plan by 64-bit integers on a device without them".into(),
+            remedy: "plan with Kernels::caps(), or request the device with SHADER_INT64".into(),
+        })
     }
 
     pub(crate) fn compile(&self, key: PipelineKey) -> Pipeline {

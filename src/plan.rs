@@ -153,7 +153,11 @@ impl Plan {
             None if too_wide => (Walk::Planar, format!("{columns} columns")),
             None => choose_walk(outer as u64, inner as u64),
         };
-        let elements = Elements::of(problem.dtype, problem.elements());
+        let mut elements = Elements::of(problem.dtype, problem.elements());
+        // A GPU moves 16 bytes a lane in one instruction either way.
+        if caps.is_cpu() && caps.shader_int64 {
+            elements = elements.by_64();
+        }
         let lookup = match inner {
             _ if groups > 1 && outer > 1 => ChannelLookup::Grouped,
             1 if problem.statistics() >= 4 => ChannelLookup::ChannelsLast,

@@ -83,6 +83,7 @@ pub fn run(as_json: bool) -> Result<()> {
             ),
         );
         row("offset alignment", bytes(caps.offset_alignment.into()));
+        row("64-bit integers", yes_or_no(has_int64(found)).into());
         row("runs", runs(&caps));
         print(table.trim_fmt() + "\n")?;
     }
@@ -103,9 +104,15 @@ pub fn describe(found: &wgpu::Adapter) -> Value {
         "max_compute_workgroups_per_dimension": limits.max_compute_workgroups_per_dimension,
         "min_storage_buffer_offset_alignment": limits.min_storage_buffer_offset_alignment,
     });
+    value["features"] = json!({ "SHADER_INT64": has_int64(found) });
     value["runs"] = json!(runs(&caps));
     value["max_elements_f32"] = json!(caps.max_binding_size / 4);
     value
+}
+
+/// What software adapters move tensors by.
+fn has_int64(found: &wgpu::Adapter) -> bool {
+    found.features().contains(wgpu::Features::SHADER_INT64)
 }
 
 fn runs(caps: &Caps) -> String {
@@ -116,6 +123,11 @@ fn runs(caps: &Caps) -> String {
         ),
         Err(error) => format!("nothing: {error}"),
     }
+}
+
+#[cfg(not(target_family = "wasm"))]
+fn yes_or_no(yes: bool) -> &'static str {
+    if yes { "yes" } else { "no" }
 }
 
 #[cfg(not(target_family = "wasm"))]

@@ -13,14 +13,20 @@ use crate::plan::ChannelLookup;
 pub(crate) enum Elements {
     /// Whole 16-byte vectors of f32.
     F32x4,
+    /// The same, moved as 64-bit integers.
+    F32x4By64,
     /// Single f32, where the count is not a multiple of 4.
     F32x1,
     /// Four f16 to an 8-byte word.
     F16x4,
+    /// The same as a 64-bit integer.
+    F16x4By64,
     /// Two f16 to a 4-byte word, where the count is not a multiple of 4.
     F16x2,
     /// Four bf16 to an 8-byte word.
     Bf16x4,
+    /// The same as a 64-bit integer.
+    Bf16x4By64,
     /// Two bf16 to a 4-byte word, where the count is not a multiple of 4.
     Bf16x2,
 }
@@ -38,11 +44,29 @@ impl Elements {
         }
     }
 
+    /// The same in words that are made of 64-bit integers, where there are such words.
+    pub(crate) fn by_64(self) -> Self {
+        match self {
+            Elements::F32x4 => Elements::F32x4By64,
+            Elements::F16x4 => Elements::F16x4By64,
+            Elements::Bf16x4 => Elements::Bf16x4By64,
+            other => other,
+        }
+    }
+
+    pub(crate) fn is_by_64(self) -> bool {
+        matches!(
+            self,
+            Elements::F32x4By64 | Elements::F16x4By64 | Elements::Bf16x4By64
+        )
+    }
+
     /// Bytes of one word.
     pub(crate) fn word_bytes(self) -> u64 {
         match self {
-            Elements::F32x4 => 16,
-            Elements::F16x4 | Elements::Bf16x4 => 8,
+            Elements::F32x4 | Elements::F32x4By64 => 16,
+            Elements::F16x4 | Elements::F16x4By64 => 8,
+            Elements::Bf16x4 | Elements::Bf16x4By64 => 8,
             Elements::F32x1 | Elements::F16x2 | Elements::Bf16x2 => 4,
         }
     }
@@ -51,10 +75,13 @@ impl Elements {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Elements::F32x4 => "f32x4",
+            Elements::F32x4By64 => "f32x4 by 64 bits",
             Elements::F32x1 => "f32x1",
             Elements::F16x4 => "f16 half4",
+            Elements::F16x4By64 => "f16 half4 by 64 bits",
             Elements::F16x2 => "f16 half2",
             Elements::Bf16x4 => "bf16 half4",
+            Elements::Bf16x4By64 => "bf16 half4 by 64 bits",
             Elements::Bf16x2 => "bf16 half2",
         }
     }
@@ -63,10 +90,13 @@ impl Elements {
     pub(crate) fn header(self) -> [&'static str; 2] {
         match self {
             Elements::F32x4 => ["", shader!("elements/f32x4")],
+            Elements::F32x4By64 => ["", shader!("elements/f32x4_by64")],
             Elements::F32x1 => ["", shader!("elements/f32x1")],
             Elements::F16x4 => [shader!("elements/f16"), shader!("elements/half4")],
+            Elements::F16x4By64 => [shader!("elements/f16"), shader!("elements/half4_by64")],
             Elements::F16x2 => [shader!("elements/f16"), shader!("elements/half2")],
             Elements::Bf16x4 => [shader!("elements/bf16"), shader!("elements/half4")],
+            Elements::Bf16x4By64 => [shader!("elements/bf16"), shader!("elements/half4_by64")],
             Elements::Bf16x2 => [shader!("elements/bf16"), shader!("elements/half2")],
         }
     }

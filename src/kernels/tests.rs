@@ -9,19 +9,27 @@ use super::table::Override;
 use super::*;
 use crate::plan::{Params, flags};
 
-const ELEMENTS: [Elements; 6] = [
+const ELEMENTS: [Elements; 9] = [
     Elements::F32x4,
+    Elements::F32x4By64,
     Elements::F32x1,
     Elements::F16x4,
+    Elements::F16x4By64,
     Elements::F16x2,
     Elements::Bf16x4,
+    Elements::Bf16x4By64,
     Elements::Bf16x2,
 ];
 
 fn parse(source: &str) -> (naga::Module, naga::valid::ModuleInfo) {
     let module = naga::front::wgsl::parse_str(source)
         .unwrap_or_else(|e| panic!("{}", e.emit_to_string(source)));
-    let info = Validator::new(ValidationFlags::all(), Capabilities::empty())
+    // Those that need 64-bit integers say so; no other needs anything.
+    let capabilities = match source.contains("u64") {
+        true => Capabilities::SHADER_INT64,
+        false => Capabilities::empty(),
+    };
+    let info = Validator::new(ValidationFlags::all(), capabilities)
         .validate(&module)
         .unwrap_or_else(|e| panic!("{}", e.emit_to_string(source)));
     (module, info)

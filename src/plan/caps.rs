@@ -20,6 +20,8 @@ pub struct Caps {
     pub max_workgroup_storage: u32,
     /// `min_storage_buffer_offset_alignment` in bytes.
     pub offset_alignment: u32,
+    /// Whether the device has 64-bit integers, [`wgpu::Features::SHADER_INT64`]: software adapters move tensors by them.
+    pub shader_int64: bool,
 }
 
 impl Caps {
@@ -33,12 +35,13 @@ impl Caps {
     /// # Errors
     /// [`Error::Limit`] where the device is below what any kernel needs.
     pub fn of(device: &wgpu::Device) -> Result<Self> {
-        let caps = Self::from_limits(&device.limits(), device.adapter_info().device_type);
+        let mut caps = Self::from_limits(&device.limits(), device.adapter_info().device_type);
+        caps.shader_int64 = device.features().contains(wgpu::Features::SHADER_INT64);
         caps.require()?;
         Ok(caps)
     }
 
-    /// Capabilities by limits and kind of adapter.
+    /// Capabilities by limits and kind of adapter, without optional features.
     pub fn from_limits(limits: &wgpu::Limits, device_type: wgpu::DeviceType) -> Self {
         Caps {
             device_type,
@@ -53,6 +56,7 @@ impl Caps {
             max_workgroup_storage: limits.max_compute_workgroup_storage_size,
             // wgpu binds whole words whatever a device says.
             offset_alignment: limits.min_storage_buffer_offset_alignment.max(4),
+            shader_int64: false,
         }
     }
 

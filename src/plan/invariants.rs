@@ -423,6 +423,7 @@ fn device(pick: &mut impl FnMut(u64) -> u64) -> Caps {
     caps.max_workgroups_per_dimension = at_least(256);
     caps.max_storage_buffers = [4, 5, 6, 8, 8, 8, 8, 3][pick(8) as usize];
     caps.offset_alignment = 1 << [8, 8, 8, 4, 5, 6, 7, 2][pick(8) as usize];
+    caps.shader_int64 = pick(2) == 0;
     caps.max_binding_size = match pick(4) {
         0 => 1 << pick(50),
         1 => pick(1 << 40),

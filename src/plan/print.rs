@@ -23,9 +23,14 @@ impl fmt::Display for Plan {
             Dtype::F32 => "f32".to_owned(),
             dtype => format!("{dtype} packed in words, converted in the shader"),
         };
+        let by_64 = if self.elements.is_by_64() {
+            " by 64-bit integers"
+        } else {
+            ""
+        };
         writeln!(
             f,
-            "[{outer}, {channels}, {inner}] {storage}: {} ({}), {} ({})",
+            "[{outer}, {channels}, {inner}] {storage}{by_64}: {} ({}), {} ({})",
             self.strategy(),
             self.why_strategy,
             self.walk,

@@ -5,7 +5,7 @@ use wgpu_batchnorm::reference::{self, Inputs, Statistics};
 use wgpu_batchnorm::{Activation, Batch, BatchNorm, Gpu, Problem};
 use wgpu_batchnorm_cli::bench::shapes::RESNET50;
 
-use crate::{name, on_every_adapter_but_gl};
+use crate::{but_on_gl, name, on_every_adapter};
 
 /// A layer with its tensors.
 struct Layer {
@@ -69,7 +69,7 @@ fn close(gpu: &Gpu, what: &str, layer: usize, got: &[u32], want: &Array3<f64>, b
 /// quarter of the height and width), so that it takes a moment.
 #[test]
 fn resnet50_goes_in_one_submit() {
-    on_every_adapter_but_gl(|gpu| {
+    on_every_adapter(but_on_gl(|gpu| {
         let layers: Vec<Layer> = RESNET50
             .iter()
             .flat_map(|&(channels, side, times)| {
@@ -118,5 +118,5 @@ fn resnet50_goes_in_one_submit() {
             let want = gradients_of.unwrap().input;
             close(gpu, "grad_input", i, &gradients[i], &want, 2e-6);
         }
-    });
+    }));
 }

@@ -11,7 +11,7 @@ use wgpu_batchnorm::{
     TuningCache,
 };
 
-use crate::{GPUS, name, on_every_adapter_but_gl};
+use crate::{GPUS, but_on_gl, name, on_every_adapter};
 
 /// Rows of whole vectors, and short: every strategy and both walks can run.
 fn problem() -> Problem {
@@ -86,7 +86,7 @@ fn agrees(gpu: &Gpu, problem: &Problem, choices: &Choices) {
 
 #[test]
 fn the_winner_is_a_candidate_and_all_of_them_agree() {
-    on_every_adapter_but_gl(|gpu| {
+    on_every_adapter(but_on_gl(|gpu| {
         let tuned = gpu.kernels.tune(&gpu.queue, &problem()).unwrap();
         let candidates = tuned.candidates();
         assert_eq!(candidates[0].choices, Choices::default(), "{tuned}");
@@ -100,7 +100,7 @@ fn the_winner_is_a_candidate_and_all_of_them_agree() {
         for candidate in candidates {
             agrees(gpu, &problem(), &candidate.choices);
         }
-    });
+    }));
 }
 
 /// Arguments that only some problems have, and rows that leave split alone to run.
