@@ -48,6 +48,16 @@ fn coefficients_of_one(statistic: u32) -> Both {
     return Both(Coefficients(f.xxxx, f.yyyy, f.zzzz, f.wwww), b.xxxx, b.yyyy, b.zzzz, b.wwww);
 }
 
+fn coefficients_of_column(group: u32, column: u32) -> Both {
+    let base = group * params.channels;
+    return coefficients_of(
+        base + column_channel(4u * column),
+        base + column_channel(4u * column + 1u),
+        base + column_channel(4u * column + 2u),
+        base + column_channel(4u * column + 3u),
+    );
+}
+
 @compute @workgroup_size(WORKGROUP)
 fn backward_apply_planar(
     @builtin(workgroup_id) id: vec3<u32>,
@@ -79,15 +89,17 @@ fn backward_apply_columns(
     }
     let start = block.piece * params.piece_length;
     let end = min(start + params.piece_length, params.rows);
-    let lane_rows = WORKGROUP / params.tile;
-    let base = block.group * params.channels;
-    let c = coefficients_of(
-        base + column_channel(4u * block.column),
-        base + column_channel(4u * block.column + 1u),
-        base + column_channel(4u * block.column + 2u),
-        base + column_channel(4u * block.column + 3u),
-    );
-    strip_apply(block.group, block.column, start + lane / params.tile, lane_rows, end, c);
+    let c = coefficients_of_column(block.group, block.column);
+    if !ACROSS {
+        strip_apply(block.group, block.column, start + lane / params.tile, rows_at_once(), end, c);
+        return;
+    }
+    four_strips_apply(block.group, block.column, start, end, array(
+        c,
+        coefficients_of_column(block.group, block.column + WORKGROUP),
+        coefficients_of_column(block.group, block.column + 2u * WORKGROUP),
+        coefficients_of_column(block.group, block.column + 3u * WORKGROUP),
+    ));
 }
 
 @compute @workgroup_size(WORKGROUP)

@@ -22,6 +22,16 @@ fn coefficients_of(a: u32, b: u32, c: u32, d: u32) -> Coefficients {
     );
 }
 
+fn coefficients_of_column(group: u32, column: u32) -> Coefficients {
+    let base = group * params.channels;
+    return coefficients_of(
+        base + column_channel(4u * column),
+        base + column_channel(4u * column + 1u),
+        base + column_channel(4u * column + 2u),
+        base + column_channel(4u * column + 3u),
+    );
+}
+
 @compute @workgroup_size(WORKGROUP)
 fn normalize_planar(
     @builtin(workgroup_id) id: vec3<u32>,
@@ -54,15 +64,17 @@ fn normalize_columns(
     }
     let start = block.piece * params.piece_length;
     let end = min(start + params.piece_length, params.rows);
-    let lane_rows = WORKGROUP / params.tile;
-    let base = block.group * params.channels;
-    let c = coefficients_of(
-        base + column_channel(4u * block.column),
-        base + column_channel(4u * block.column + 1u),
-        base + column_channel(4u * block.column + 2u),
-        base + column_channel(4u * block.column + 3u),
-    );
-    strip_apply(block.group, block.column, start + lane / params.tile, lane_rows, end, c);
+    let c = coefficients_of_column(block.group, block.column);
+    if !ACROSS {
+        strip_apply(block.group, block.column, start + lane / params.tile, rows_at_once(), end, c);
+        return;
+    }
+    four_strips_apply(block.group, block.column, start, end, array(
+        c,
+        coefficients_of_column(block.group, block.column + WORKGROUP),
+        coefficients_of_column(block.group, block.column + 2u * WORKGROUP),
+        coefficients_of_column(block.group, block.column + 3u * WORKGROUP),
+    ));
 }
 
 @compute @workgroup_size(WORKGROUP)

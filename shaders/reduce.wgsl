@@ -14,6 +14,13 @@ fn record(count: f32, pivot: f32, s1: f32, s1_low: f32, s2: f32, s2_low: f32) ->
     return vec4(count, pivot, delta, select(infinity(), m2, is_finite(s2)));
 }
 
+fn write_records(place: u32, pivot: vec4<f32>, s: StripSums) {
+    partials[place] = record(s.count.x, pivot.x, s.first.high.x, s.first.low.x, s.second.high.x, s.second.low.x);
+    partials[place + 1u] = record(s.count.y, pivot.y, s.first.high.y, s.first.low.y, s.second.high.y, s.second.low.y);
+    partials[place + 2u] = record(s.count.z, pivot.z, s.first.high.z, s.first.low.z, s.second.high.z, s.second.low.z);
+    partials[place + 3u] = record(s.count.w, pivot.w, s.first.high.w, s.first.low.w, s.second.high.w, s.second.low.w);
+}
+
 @compute @workgroup_size(WORKGROUP)
 fn reduce_planar(
     @builtin(workgroup_id) id: vec3<u32>,
@@ -45,13 +52,27 @@ fn reduce_columns(
     let block = block_of(work, lane);
     let at = strip_of(lane, block.group, block.column, block.piece);
     let pivot = strip_pivot(lane, at);
-    let s = strip_sums(lane, at, pivot);
-    if lane < params.tile && block.column < params.row_vectors && number < params.workgroups {
-        let place = block.piece * params.slot_stride + block.group * params.width + 4u * block.column;
-        partials[place] = record(s.count.x, pivot.x, s.first.high.x, s.first.low.x, s.second.high.x, s.second.low.x);
-        partials[place + 1u] = record(s.count.y, pivot.y, s.first.high.y, s.first.low.y, s.second.high.y, s.second.low.y);
-        partials[place + 2u] = record(s.count.z, pivot.z, s.first.high.z, s.first.low.z, s.second.high.z, s.second.low.z);
-        partials[place + 3u] = record(s.count.w, pivot.w, s.first.high.w, s.first.low.w, s.second.high.w, s.second.low.w);
+    let writes = lane < params.tile && block.column < params.row_vectors && number < params.workgroups;
+    let place = block.piece * params.slot_stride + block.group * params.width + 4u * block.column;
+    if !ACROSS {
+        let s = strip_sums(lane, at, pivot);
+        if writes {
+            write_records(place, pivot, s);
+        }
+        return;
+    }
+    let pivots = array(
+        pivot,
+        strip_pivot(lane, strip_of(lane, block.group, block.column + WORKGROUP, block.piece)),
+        strip_pivot(lane, strip_of(lane, block.group, block.column + 2u * WORKGROUP, block.piece)),
+        strip_pivot(lane, strip_of(lane, block.group, block.column + 3u * WORKGROUP, block.piece)),
+    );
+    let s = four_strips_sums(at, pivots);
+    if writes {
+        write_records(place, pivots[0], s[0]);
+        write_records(place + 4u * WORKGROUP, pivots[1], s[1]);
+        write_records(place + 8u * WORKGROUP, pivots[2], s[2]);
+        write_records(place + 12u * WORKGROUP, pivots[3], s[3]);
     }
 }
 

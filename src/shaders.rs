@@ -47,9 +47,17 @@ impl Shader {
                 }
                 for activation in Activation::ALL.map(Activation::code) {
                     for lookup in LOOKUPS {
-                        for switches in 0..128usize {
-                            let [residual, ragged, mask, in_place, frozen, holds, pooled] =
-                                [0, 1, 2, 3, 4, 5, 6].map(|bit| SWITCHES[switches >> bit & 1]);
+                        for switches in 0..256usize {
+                            let [
+                                residual,
+                                ragged,
+                                mask,
+                                in_place,
+                                frozen,
+                                holds,
+                                pooled,
+                                across,
+                            ] = [0, 1, 2, 3, 4, 5, 6, 7].map(|bit| SWITCHES[switches >> bit & 1]);
                             let key = PipelineKey {
                                 activation,
                                 residual,
@@ -60,6 +68,7 @@ impl Shader {
                                 frozen,
                                 held: if holds { 4 } else { 0 },
                                 pooled,
+                                across: across && !mask,
                                 ..PipelineKey::new(entry.kernel, elements, workgroup)
                             }
                             .canonical();
@@ -137,6 +146,7 @@ impl fmt::Display for Shader {
             (key.in_place, "in-place"),
             (key.frozen, "frozen"),
             (key.joined, "joined"),
+            (key.across, "across"),
             (key.pooled, "pooled"),
         ] {
             if on {

@@ -148,7 +148,7 @@ fn strip_of(lane: u32, group: u32, column: u32, piece: u32) -> Strip {
         group_end(group),
         min(column, params.row_vectors - 1u),
         lane / params.tile,
-        WORKGROUP / params.tile,
+        rows_at_once(),
         start,
         min(start + params.piece_length, params.rows),
     );
@@ -251,4 +251,57 @@ fn strip_sums(lane: u32, at: Strip, pivot: vec4<f32>) -> StripSums {
         n = sum_both(lane, params.tile, Pair(count, vec4(0.0))).high;
     }
     return StripSums(s1, s2, n);
+}
+
+// ---- Four strips side by side (ACROSS), two rows at a time.
+
+// Sums of the four columns of a vector, as they grow.
+struct Growing {
+    first: Pair,
+    second: Pair,
+}
+
+fn two_rows(s: Growing, vector: u32, next: u32, pivot: vec4<f32>, unit: f32) -> Growing {
+    let end = params.elements;
+    let a = column_deviations(vector, end, vec4(0u), pivot, unit);
+    let b = column_deviations(next, end, vec4(0u), pivot, unit);
+    return Growing(add(s.first, a.first + b.first), add(s.second, a.second + b.second));
+}
+
+fn one_row(s: Growing, vector: u32, pivot: vec4<f32>, unit: f32) -> Growing {
+    let a = column_deviations(vector, params.elements, vec4(0u), pivot, unit);
+    return Growing(add(s.first, a.first), add(s.second, a.second));
+}
+
+fn grown(s: Growing, count: f32) -> StripSums {
+    return StripSums(normalised(s.first), normalised(s.second), vec4(count));
+}
+
+// `at` is the first of the four.
+fn four_strips_sums(at: Strip, pivot: array<vec4<f32>, 4>) -> array<StripSums, 4> {
+    let zero = Growing(Pair(vec4(0.0), vec4(0.0)), Pair(vec4(0.0), vec4(0.0)));
+    var a = zero;
+    var b = zero;
+    var c = zero;
+    var d = zero;
+    let unit = params.square_unit;
+    let step = params.row_vectors;
+    var vector = at.first + at.start * step + at.column;
+    var r = at.start;
+    for (; r + 1u < at.end; r += 2u) {
+        let next = vector + step;
+        a = two_rows(a, vector, next, pivot[0], unit);
+        b = two_rows(b, vector + WORKGROUP, next + WORKGROUP, pivot[1], unit);
+        c = two_rows(c, vector + 2u * WORKGROUP, next + 2u * WORKGROUP, pivot[2], unit);
+        d = two_rows(d, vector + 3u * WORKGROUP, next + 3u * WORKGROUP, pivot[3], unit);
+        vector = next + step;
+    }
+    if r < at.end {
+        a = one_row(a, vector, pivot[0], unit);
+        b = one_row(b, vector + WORKGROUP, pivot[1], unit);
+        c = one_row(c, vector + 2u * WORKGROUP, pivot[2], unit);
+        d = one_row(d, vector + 3u * WORKGROUP, pivot[3], unit);
+    }
+    let count = f32(at.end - at.start);
+    return array(grown(a, count), grown(b, count), grown(c, count), grown(d, count));
 }

@@ -237,6 +237,10 @@ fn elements_before(walk: RowWalk, first: u32, t: u32) -> u32 {
 
 // ---- Columns: the tensor is a matrix, and a workgroup takes a piece of a tile of columns. Neighbouring workgroups take
 // neighbouring tiles, so that together they go over whole rows.
+//
+// The workgroups of a software adapter are a few lanes wide and run one after the other: where rows are long, the line of
+// memory that a lane needs next is never near the last one. There a tile is four times as wide as a workgroup (ACROSS), and
+// a lane goes down four columns at once, WORKGROUP vectors apart. Tiles are whole then, and nothing is masked or ragged.
 
 struct Block {
     group: u32,
@@ -248,6 +252,11 @@ fn block_of(work: u32, lane: u32) -> Block {
     let tiles = (params.row_vectors + params.tile - 1u) / params.tile;
     let pieces = work / tiles;
     return Block(pieces / params.pieces, pieces % params.pieces, (work % tiles) * params.tile + lane % params.tile);
+}
+
+// Rows that the lanes of a workgroup take at once.
+fn rows_at_once() -> u32 {
+    return max(1u, WORKGROUP / params.tile);
 }
 
 // The channel of a column; columns past the first `channels · inner` repeat them.

@@ -1,8 +1,9 @@
 //! What changes a kernel's code, and the code that comes of it.
 
 use super::table::Override::{
-    Activation as ACTIVATION, ChannelLookup as LOOKUP, Frozen as FROZEN, Held as HELD,
-    InPlace as IN_PLACE, Joined as JOINED, Mask as MASK, Ragged as RAGGED, Residual as RESIDUAL,
+    Across as ACROSS, Activation as ACTIVATION, ChannelLookup as LOOKUP, Frozen as FROZEN,
+    Held as HELD, InPlace as IN_PLACE, Joined as JOINED, Mask as MASK, Ragged as RAGGED,
+    Residual as RESIDUAL,
 };
 use super::table::{Binding, COMMON, Entry, Kernel, Slot, TENSORS, shader};
 use crate::Dtype;
@@ -121,6 +122,8 @@ pub(crate) struct PipelineKey {
     pub joined: bool,
     /// Vectors of a tensor that a lane holds in registers.
     pub held: u32,
+    /// A lane goes down four columns at once.
+    pub across: bool,
     /// Arguments share buffers that the kernel writes: all are bound read_write.
     pub pooled: bool,
     /// Bindings, by the bits of their numbers, that are left out because the device has too few.
@@ -143,6 +146,7 @@ impl PipelineKey {
             frozen: false,
             joined: false,
             held: 0,
+            across: false,
             pooled: false,
             absent: 0,
         }
@@ -152,6 +156,7 @@ impl PipelineKey {
     pub(crate) fn canonical(self) -> Self {
         let default = Self::new(self.kernel, self.elements, self.workgroup);
         let uses = |o| self.kernel.entry().overrides.contains(&o);
+        let across = uses(ACROSS) && self.across;
         // They share what is put before them with kernels that do more.
         let fused = self.kernel.is_fused();
         let backward = matches!(
@@ -170,18 +175,19 @@ impl PipelineKey {
             } else {
                 default.lookup
             },
-            ragged: self.ragged || !uses(RAGGED),
+            ragged: (self.ragged && !across) || !uses(RAGGED),
             // Frozen statistics do not depend on the input, whatever was masked when they were taken.
             mask: uses(MASK) && self.mask && !self.frozen && self.held == 0 && !backward,
             in_place: uses(IN_PLACE) && self.in_place && !fused,
             frozen: uses(FROZEN) && self.frozen && !fused,
             joined: uses(JOINED) && self.joined,
             held: if uses(HELD) { self.held } else { 0 },
+            across,
             ..self
         }
     }
 
-    pub(crate) fn constants(&self) -> [(&'static str, f64); 10] {
+    pub(crate) fn constants(&self) -> [(&'static str, f64); 11] {
         let switch = |on: bool| f64::from(u8::from(on));
         [
             ("WORKGROUP", f64::from(self.workgroup)),
@@ -194,6 +200,7 @@ impl PipelineKey {
             ("FROZEN", switch(self.frozen)),
             ("JOINED", switch(self.joined)),
             ("HELD", f64::from(self.held)),
+            ("ACROSS", switch(self.across)),
         ]
     }
 

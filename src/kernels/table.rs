@@ -134,11 +134,13 @@ pub(crate) enum Override {
     Frozen,
     Joined,
     Held,
+    Across,
 }
 
 use Override::{
-    Activation as ACTIVATION, ChannelLookup as LOOKUP, Frozen as FROZEN, Held as HELD,
-    InPlace as IN_PLACE, Joined as JOINED, Mask as MASK, Ragged as RAGGED, Residual as RESIDUAL,
+    Across as ACROSS, Activation as ACTIVATION, ChannelLookup as LOOKUP, Frozen as FROZEN,
+    Held as HELD, InPlace as IN_PLACE, Joined as JOINED, Mask as MASK, Ragged as RAGGED,
+    Residual as RESIDUAL,
 };
 
 /// A file of `shaders/`.
@@ -289,7 +291,7 @@ pub(crate) static TABLE: [Entry; 24] = [
         &[MOMENTS],
         "reduce_columns",
         REDUCE,
-        &[RAGGED, MASK]
+        &[RAGGED, MASK, ACROSS]
     ),
     entry!(
         Combine,
@@ -337,7 +339,7 @@ pub(crate) static TABLE: [Entry; 24] = [
         &[FORWARD, SECOND_PASS],
         "normalize_columns",
         NORMALIZE,
-        &[ACTIVATION, RESIDUAL, IN_PLACE, JOINED]
+        &[ACTIVATION, RESIDUAL, IN_PLACE, JOINED, ACROSS]
     ),
     entry!(
         ForwardPlanar,
@@ -369,7 +371,7 @@ pub(crate) static TABLE: [Entry; 24] = [
         &[GRADIENT_SUMS],
         "backward_reduce_columns",
         BACKWARD_REDUCE,
-        &[ACTIVATION, RESIDUAL, RAGGED, JOINED]
+        &[ACTIVATION, RESIDUAL, RAGGED, JOINED, ACROSS]
     ),
     entry!(
         BackwardCombine,
@@ -409,7 +411,7 @@ pub(crate) static TABLE: [Entry; 24] = [
         &[BACKWARD, SECOND_PASS],
         "backward_apply_columns",
         BACKWARD_APPLY,
-        &[ACTIVATION, RESIDUAL, MASK, IN_PLACE, FROZEN, JOINED]
+        &[ACTIVATION, RESIDUAL, MASK, IN_PLACE, FROZEN, JOINED, ACROSS]
     ),
     entry!(
         BackwardPlanar,

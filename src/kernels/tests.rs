@@ -166,6 +166,7 @@ fn shaders_and_table_agree_on_overrides() {
                 Override::Frozen => "FROZEN",
                 Override::Joined => "JOINED",
                 Override::Held => "HELD",
+                Override::Across => "ACROSS",
             }
             .to_owned()
         };

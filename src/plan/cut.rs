@@ -102,13 +102,18 @@ impl Plan {
         let row_vectors = width / 4;
         let rows = (self.problem.outer as u64).div_ceil(repetitions);
         let lanes = u64::from(lanes);
-        let tile = row_vectors
-            .next_power_of_two()
-            .min(most_tile.into())
-            .min(lanes);
+        let across = ceiling > 1 && self.goes_across(lanes, row_vectors, repetitions);
+        let tile = if across {
+            4 * lanes
+        } else {
+            row_vectors
+                .next_power_of_two()
+                .min(most_tile.into())
+                .min(lanes)
+        };
         let groups = self.problem.groups as u64;
         let tiles = row_vectors.div_ceil(tile) * groups;
-        let lane_rows = lanes / tile;
+        let lane_rows = (lanes / tile).max(1);
         // On a software adapter, so few rows that a piece of all columns stays in a core's cache: its lines, and those
         // that come along, serve the next tile.
         let in_cache = if self.caps.is_cpu() {
@@ -143,6 +148,14 @@ impl Plan {
         params.repetitions = repetitions as u32;
         params.span = params.inner;
         (params, pieces * tiles)
+    }
+
+    /// Whether a lane goes down four columns at once: on a software adapter, where rows are whole tiles that wide.
+    fn goes_across(&self, lanes: u64, row_vectors: u64, repetitions: u64) -> bool {
+        self.caps.is_cpu()
+            && !self.problem.mask
+            && repetitions == 1
+            && row_vectors.is_multiple_of(4 * lanes)
     }
 
     pub(super) fn cut_flat(&self, workgroups: Option<u32>) -> Apply {

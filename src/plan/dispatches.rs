@@ -50,6 +50,7 @@ impl Plan {
                 lookup: self.lookup,
                 ragged: self.ragged(),
                 mask: self.problem.mask,
+                across: params.tile > workgroup,
                 ..PipelineKey::new(kernel, elements, workgroup)
             }
             .canonical(),

@@ -308,9 +308,18 @@ impl Plan {
                 ensure!(row_vectors * 4 == columns * again, "{kernel:?}");
                 ensure!(rows == outer.div_ceil(again), "{kernel:?}");
                 ensure!(rows * row_vectors <= 1 << 30, "{kernel:?}");
-                ensure!(tile > 0 && lanes.is_multiple_of(tile), "{kernel:?}");
+                ensure!(step.key.across == (tile > lanes), "{kernel:?}");
+                if step.key.across {
+                    // Whole tiles, of which nothing is masked.
+                    ensure!(tile == 4 * lanes && !p.mask, "{kernel:?}: {tile}");
+                    ensure!(row_vectors.is_multiple_of(tile), "{kernel:?}: {tile}");
+                    ensure!(again == 1, "{kernel:?}");
+                    ensure!(!kernel.is_fused(), "{kernel:?}");
+                } else {
+                    ensure!(tile > 0 && lanes.is_multiple_of(tile), "{kernel:?}");
+                }
                 let tiles = row_vectors.div_ceil(tile) * p.groups as u64;
-                (rows, tiles, lanes / tile)
+                (rows, tiles, (lanes / tile).max(1))
             }
         };
         ensure!(workgroups == pieces * side_by_side, "{kernel:?}");
