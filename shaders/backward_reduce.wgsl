@@ -65,14 +65,14 @@ fn backward_reduce_columns(
     let writes = lane < params.tile && block.column < params.row_vectors && number < params.workgroups;
     let place = block.piece * params.slot_stride + block.group * params.width + 4u * block.column;
     let c = coefficients_of_column(block.group, readable);
-    if !ACROSS {
+    if ACROSS == 1u {
         let s = gradient_strip_sums(lane, block.group, readable, row, rows_at_once(), end, c);
         if writes {
             write_records(place, s);
         }
         return;
     }
-    let s = four_strips_gradients(block.group, block.column, row, end, array(
+    let s = strips_gradients(block.group, block.column, row, end, array(
         c,
         coefficients_of_column(block.group, block.column + WORKGROUP),
         coefficients_of_column(block.group, block.column + 2u * WORKGROUP),
@@ -81,7 +81,9 @@ fn backward_reduce_columns(
     if writes {
         write_records(place, s[0]);
         write_records(place + 4u * WORKGROUP, s[1]);
-        write_records(place + 8u * WORKGROUP, s[2]);
-        write_records(place + 12u * WORKGROUP, s[3]);
+        if ACROSS == 4u {
+            write_records(place + 8u * WORKGROUP, s[2]);
+            write_records(place + 12u * WORKGROUP, s[3]);
+        }
     }
 }

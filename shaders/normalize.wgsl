@@ -65,11 +65,11 @@ fn normalize_columns(
     let start = block.piece * params.piece_length;
     let end = min(start + params.piece_length, params.rows);
     let c = coefficients_of_column(block.group, block.column);
-    if !ACROSS {
+    if ACROSS == 1u {
         strip_apply(block.group, block.column, start + lane / params.tile, rows_at_once(), end, c);
         return;
     }
-    four_strips_apply(block.group, block.column, start, end, array(
+    strips_apply(block.group, block.column, start, end, array(
         c,
         coefficients_of_column(block.group, block.column + WORKGROUP),
         coefficients_of_column(block.group, block.column + 2u * WORKGROUP),

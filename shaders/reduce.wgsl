@@ -54,7 +54,7 @@ fn reduce_columns(
     let pivot = strip_pivot(lane, at);
     let writes = lane < params.tile && block.column < params.row_vectors && number < params.workgroups;
     let place = block.piece * params.slot_stride + block.group * params.width + 4u * block.column;
-    if !ACROSS {
+    if ACROSS == 1u {
         let s = strip_sums(lane, at, pivot);
         if writes {
             write_records(place, pivot, s);
@@ -67,12 +67,14 @@ fn reduce_columns(
         strip_pivot(lane, strip_of(lane, block.group, block.column + 2u * WORKGROUP, block.piece)),
         strip_pivot(lane, strip_of(lane, block.group, block.column + 3u * WORKGROUP, block.piece)),
     );
-    let s = four_strips_sums(at, pivots);
+    let s = strips_sums(at, pivots);
     if writes {
         write_records(place, pivots[0], s[0]);
         write_records(place + 4u * WORKGROUP, pivots[1], s[1]);
-        write_records(place + 8u * WORKGROUP, pivots[2], s[2]);
-        write_records(place + 12u * WORKGROUP, pivots[3], s[3]);
+        if ACROSS == 4u {
+            write_records(place + 8u * WORKGROUP, pivots[2], s[2]);
+            write_records(place + 12u * WORKGROUP, pivots[3], s[3]);
+        }
     }
 }
 

@@ -61,7 +61,8 @@ const PLACEHOLDER_RANGE: u64 = 256;
 const PLACEHOLDER_SIZE: u64 = 16 * PLACEHOLDER_RANGE;
 
 impl Kernels {
-    /// Kernels for a device of the caller's.
+    /// Kernels for a device of the caller's. They need no optional feature; on a software adapter they are faster where
+    /// the device has [`wgpu::Features::SHADER_INT64`].
     ///
     /// # Errors
     /// [`Error::Limit`] where the device cannot run any of them; [`Error::OutOfMemory`] and [`Error::DeviceLost`].

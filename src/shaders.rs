@@ -47,17 +47,10 @@ impl Shader {
                 }
                 for activation in Activation::ALL.map(Activation::code) {
                     for lookup in LOOKUPS {
-                        for switches in 0..256usize {
-                            let [
-                                residual,
-                                ragged,
-                                mask,
-                                in_place,
-                                frozen,
-                                holds,
-                                pooled,
-                                across,
-                            ] = [0, 1, 2, 3, 4, 5, 6, 7].map(|bit| SWITCHES[switches >> bit & 1]);
+                        for switches in 0..3 * 128usize {
+                            let [residual, ragged, mask, in_place, frozen, holds, pooled] =
+                                [0, 1, 2, 3, 4, 5, 6].map(|bit| SWITCHES[switches >> bit & 1]);
+                            let across = [1, 2, 4][switches >> 7];
                             let key = PipelineKey {
                                 activation,
                                 residual,
@@ -68,7 +61,7 @@ impl Shader {
                                 frozen,
                                 held: if holds { 4 } else { 0 },
                                 pooled,
-                                across: across && !mask,
+                                across: if mask { 1 } else { across },
                                 ..PipelineKey::new(entry.kernel, elements, workgroup)
                             }
                             .canonical();
@@ -146,7 +139,6 @@ impl fmt::Display for Shader {
             (key.in_place, "in-place"),
             (key.frozen, "frozen"),
             (key.joined, "joined"),
-            (key.across, "across"),
             (key.pooled, "pooled"),
         ] {
             if on {
@@ -155,6 +147,9 @@ impl fmt::Display for Shader {
         }
         if key.held != 0 {
             write!(f, " held {}", key.held)?;
+        }
+        if key.across != 1 {
+            write!(f, " across {}", key.across)?;
         }
         if key.absent != 0 {
             write!(f, " without")?;

@@ -122,8 +122,8 @@ pub(crate) struct PipelineKey {
     pub joined: bool,
     /// Vectors of a tensor that a lane holds in registers.
     pub held: u32,
-    /// A lane goes down four columns at once.
-    pub across: bool,
+    /// Vectors of a row that a lane takes at once: columns that it goes down.
+    pub across: u32,
     /// Arguments share buffers that the kernel writes: all are bound read_write.
     pub pooled: bool,
     /// Bindings, by the bits of their numbers, that are left out because the device has too few.
@@ -146,7 +146,7 @@ impl PipelineKey {
             frozen: false,
             joined: false,
             held: 0,
-            across: false,
+            across: 1,
             pooled: false,
             absent: 0,
         }
@@ -156,7 +156,7 @@ impl PipelineKey {
     pub(crate) fn canonical(self) -> Self {
         let default = Self::new(self.kernel, self.elements, self.workgroup);
         let uses = |o| self.kernel.entry().overrides.contains(&o);
-        let across = uses(ACROSS) && self.across;
+        let across = if uses(ACROSS) { self.across } else { 1 };
         // They share what is put before them with kernels that do more.
         let fused = self.kernel.is_fused();
         let backward = matches!(
@@ -175,7 +175,7 @@ impl PipelineKey {
             } else {
                 default.lookup
             },
-            ragged: (self.ragged && !across) || !uses(RAGGED),
+            ragged: (self.ragged && across == 1) || !uses(RAGGED),
             // Frozen statistics do not depend on the input, whatever was masked when they were taken.
             mask: uses(MASK) && self.mask && !self.frozen && self.held == 0 && !backward,
             in_place: uses(IN_PLACE) && self.in_place && !fused,
@@ -200,7 +200,7 @@ impl PipelineKey {
             ("FROZEN", switch(self.frozen)),
             ("JOINED", switch(self.joined)),
             ("HELD", f64::from(self.held)),
-            ("ACROSS", switch(self.across)),
+            ("ACROSS", f64::from(self.across)),
         ]
     }
 

@@ -20,7 +20,8 @@ pub struct Caps {
     pub max_workgroup_storage: u32,
     /// `min_storage_buffer_offset_alignment` in bytes.
     pub offset_alignment: u32,
-    /// Whether the device has 64-bit integers, [`wgpu::Features::SHADER_INT64`]: software adapters move tensors by them.
+    /// Whether the device has 64-bit integers, [`wgpu::Features::SHADER_INT64`], and is Vulkan's, where they were seen to
+    /// work and to pay: software adapters move tensors by them.
     pub shader_int64: bool,
 }
 
@@ -36,7 +37,8 @@ impl Caps {
     /// [`Error::Limit`] where the device is below what any kernel needs.
     pub fn of(device: &wgpu::Device) -> Result<Self> {
         let mut caps = Self::from_limits(&device.limits(), device.adapter_info().device_type);
-        caps.shader_int64 = device.features().contains(wgpu::Features::SHADER_INT64);
+        caps.shader_int64 = device.features().contains(wgpu::Features::SHADER_INT64)
+            && device.adapter_info().backend == wgpu::Backend::Vulkan;
         caps.require()?;
         Ok(caps)
     }

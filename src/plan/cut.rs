@@ -102,14 +102,12 @@ impl Plan {
         let row_vectors = width / 4;
         let rows = (self.problem.outer as u64).div_ceil(repetitions);
         let lanes = u64::from(lanes);
-        let across = ceiling > 1 && self.goes_across(lanes, row_vectors, repetitions);
-        let tile = if across {
-            4 * lanes
-        } else {
-            row_vectors
+        let tile = match self.columns_across(lanes, row_vectors) {
+            across if across > 1 && ceiling > 1 && repetitions == 1 => across * lanes,
+            _ => row_vectors
                 .next_power_of_two()
                 .min(most_tile.into())
-                .min(lanes)
+                .min(lanes),
         };
         let groups = self.problem.groups as u64;
         let tiles = row_vectors.div_ceil(tile) * groups;
@@ -150,12 +148,13 @@ impl Plan {
         (params, pieces * tiles)
     }
 
-    /// Whether a lane goes down four columns at once: on a software adapter, where rows are whole tiles that wide.
-    fn goes_across(&self, lanes: u64, row_vectors: u64, repetitions: u64) -> bool {
-        self.caps.is_cpu()
-            && !self.problem.mask
-            && repetitions == 1
-            && row_vectors.is_multiple_of(4 * lanes)
+    /// How many columns a lane can go down at once: several on a software adapter, where rows are whole tiles that wide.
+    fn columns_across(&self, lanes: u64, row_vectors: u64) -> u64 {
+        if !self.caps.is_cpu() || self.problem.mask {
+            return 1;
+        }
+        let whole = |across: &u64| row_vectors.is_multiple_of(across * lanes);
+        [4, 2].into_iter().find(whole).unwrap_or(1)
     }
 
     pub(super) fn cut_flat(&self, workgroups: Option<u32>) -> Apply {

@@ -50,7 +50,7 @@ impl Plan {
                 lookup: self.lookup,
                 ragged: self.ragged(),
                 mask: self.problem.mask,
-                across: params.tile > workgroup,
+                across: (params.tile / workgroup).max(1),
                 ..PipelineKey::new(kernel, elements, workgroup)
             }
             .canonical(),

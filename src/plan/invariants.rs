@@ -308,10 +308,12 @@ impl Plan {
                 ensure!(row_vectors * 4 == columns * again, "{kernel:?}");
                 ensure!(rows == outer.div_ceil(again), "{kernel:?}");
                 ensure!(rows * row_vectors <= 1 << 30, "{kernel:?}");
-                ensure!(step.key.across == (tile > lanes), "{kernel:?}");
-                if step.key.across {
+                let across = u64::from(step.key.across);
+                ensure!(across == (tile / lanes).max(1), "{kernel:?}");
+                if across > 1 {
                     // Whole tiles, of which nothing is masked.
-                    ensure!(tile == 4 * lanes && !p.mask, "{kernel:?}: {tile}");
+                    ensure!(matches!(across, 2 | 4) && !p.mask, "{kernel:?}");
+                    ensure!(tile == across * lanes, "{kernel:?}: {tile}");
                     ensure!(row_vectors.is_multiple_of(tile), "{kernel:?}: {tile}");
                     ensure!(again == 1, "{kernel:?}");
                     ensure!(!kernel.is_fused(), "{kernel:?}");
