@@ -75,15 +75,9 @@ fn backward_reduce_columns(
     let s = strips_gradients(block.group, block.column, row, end, array(
         c,
         coefficients_of_column(block.group, block.column + WORKGROUP),
-        coefficients_of_column(block.group, block.column + 2u * WORKGROUP),
-        coefficients_of_column(block.group, block.column + 3u * WORKGROUP),
     ));
     if writes {
         write_records(place, s[0]);
         write_records(place + 4u * WORKGROUP, s[1]);
-        if ACROSS == 4u {
-            write_records(place + 8u * WORKGROUP, s[2]);
-            write_records(place + 12u * WORKGROUP, s[3]);
-        }
     }
 }

@@ -72,8 +72,6 @@ fn normalize_columns(
     strips_apply(block.group, block.column, start, end, array(
         c,
         coefficients_of_column(block.group, block.column + WORKGROUP),
-        coefficients_of_column(block.group, block.column + 2u * WORKGROUP),
-        coefficients_of_column(block.group, block.column + 3u * WORKGROUP),
     ));
 }
 

@@ -64,17 +64,11 @@ fn reduce_columns(
     let pivots = array(
         pivot,
         strip_pivot(lane, strip_of(lane, block.group, block.column + WORKGROUP, block.piece)),
-        strip_pivot(lane, strip_of(lane, block.group, block.column + 2u * WORKGROUP, block.piece)),
-        strip_pivot(lane, strip_of(lane, block.group, block.column + 3u * WORKGROUP, block.piece)),
     );
     let s = strips_sums(at, pivots);
     if writes {
         write_records(place, pivots[0], s[0]);
         write_records(place + 4u * WORKGROUP, pivots[1], s[1]);
-        if ACROSS == 4u {
-            write_records(place + 8u * WORKGROUP, pivots[2], s[2]);
-            write_records(place + 12u * WORKGROUP, pivots[3], s[3]);
-        }
     }
 }
 

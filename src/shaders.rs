@@ -47,10 +47,10 @@ impl Shader {
                 }
                 for activation in Activation::ALL.map(Activation::code) {
                     for lookup in LOOKUPS {
-                        for switches in 0..3 * 128usize {
+                        for switches in 0..2 * 128usize {
                             let [residual, ragged, mask, in_place, frozen, holds, pooled] =
                                 [0, 1, 2, 3, 4, 5, 6].map(|bit| SWITCHES[switches >> bit & 1]);
-                            let across = [1, 2, 4][switches >> 7];
+                            let across = [1, 2][switches >> 7];
                             let key = PipelineKey {
                                 activation,
                                 residual,

@@ -82,7 +82,7 @@ override RAGGED: bool = true;    // false where every vector of a reduction lies
 override MASK: bool = false;
 override IN_PLACE: bool = false; // the result replaces the input, or the output's gradient
 override FROZEN: bool = false;   // the gradient does not go through the statistics
-override ACROSS: u32 = 1u;       // vectors of a row that a lane takes at once: 1, 2 or 4; see `Block`
+override ACROSS: u32 = 1u;       // vectors of a row that a lane takes at once, 1 or 2; see `Block`
 override HELD: u32 = 0u;         // vectors of a tensor that a lane holds in registers
 override JOINED: bool = false;   // residual and grad_output lie behind the input, and the mask behind the coefficients
 

@@ -102,7 +102,7 @@ fn gradient_strip_sums(lane: u32, group: u32, column: u32, row: u32, lane_rows: 
     return StripGradients(sum_exactly(lane, params.tile, sum), sum_exactly(lane, params.tile, weighted));
 }
 
-// ---- Strips side by side (ACROSS), two rows at a time.
+// ---- Two strips side by side (ACROSS), two rows at a time.
 
 fn two_gradient_rows(s: StripGradients, vector: u32, next: u32, c: Coefficients) -> StripGradients {
     let both = both_gradients(of_vector(vector, c), of_vector(next, c));
@@ -118,13 +118,11 @@ fn grown_gradients(s: StripGradients) -> StripGradients {
     return StripGradients(normalised(s.gradient), normalised(s.product));
 }
 
-// `column` is that of the first strip. Of the four results, the first ACROSS are there.
-fn strips_gradients(group: u32, column: u32, row: u32, end: u32, k: array<Coefficients, 4>) -> array<StripGradients, 4> {
+// `column` is that of the first strip.
+fn strips_gradients(group: u32, column: u32, row: u32, end: u32, k: array<Coefficients, 2>) -> array<StripGradients, 2> {
     let zero = StripGradients(Pair(vec4(0.0), vec4(0.0)), Pair(vec4(0.0), vec4(0.0)));
     var a = zero;
     var b = zero;
-    var c = zero;
-    var d = zero;
     let step = params.row_vectors;
     var vector = group * (params.group_elements / 4u) + row * step + column;
     var r = row;
@@ -132,19 +130,11 @@ fn strips_gradients(group: u32, column: u32, row: u32, end: u32, k: array<Coeffi
         let next = vector + step;
         a = two_gradient_rows(a, vector, next, k[0]);
         b = two_gradient_rows(b, vector + WORKGROUP, next + WORKGROUP, k[1]);
-        if ACROSS == 4u {
-            c = two_gradient_rows(c, vector + 2u * WORKGROUP, next + 2u * WORKGROUP, k[2]);
-            d = two_gradient_rows(d, vector + 3u * WORKGROUP, next + 3u * WORKGROUP, k[3]);
-        }
         vector = next + step;
     }
     if r < end {
         a = one_gradient_row(a, vector, k[0]);
         b = one_gradient_row(b, vector + WORKGROUP, k[1]);
-        if ACROSS == 4u {
-            c = one_gradient_row(c, vector + 2u * WORKGROUP, k[2]);
-            d = one_gradient_row(d, vector + 3u * WORKGROUP, k[3]);
-        }
     }
-    return array(grown_gradients(a), grown_gradients(b), grown_gradients(c), grown_gradients(d));
+    return array(grown_gradients(a), grown_gradients(b));
 }

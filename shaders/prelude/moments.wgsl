@@ -253,7 +253,7 @@ fn strip_sums(lane: u32, at: Strip, pivot: vec4<f32>) -> StripSums {
     return StripSums(s1, s2, n);
 }
 
-// ---- Strips side by side (ACROSS), two rows at a time.
+// ---- Two strips side by side (ACROSS), two rows at a time.
 
 // Sums of the four columns of a vector, as they grow.
 struct Growing {
@@ -277,13 +277,11 @@ fn grown(s: Growing, count: f32) -> StripSums {
     return StripSums(normalised(s.first), normalised(s.second), vec4(count));
 }
 
-// `at` is the first strip. Of the four results, the first ACROSS are there.
-fn strips_sums(at: Strip, pivot: array<vec4<f32>, 4>) -> array<StripSums, 4> {
+// `at` is the first strip.
+fn strips_sums(at: Strip, pivot: array<vec4<f32>, 2>) -> array<StripSums, 2> {
     let zero = Growing(Pair(vec4(0.0), vec4(0.0)), Pair(vec4(0.0), vec4(0.0)));
     var a = zero;
     var b = zero;
-    var c = zero;
-    var d = zero;
     let unit = params.square_unit;
     let step = params.row_vectors;
     var vector = at.first + at.start * step + at.column;
@@ -292,20 +290,12 @@ fn strips_sums(at: Strip, pivot: array<vec4<f32>, 4>) -> array<StripSums, 4> {
         let next = vector + step;
         a = two_rows(a, vector, next, pivot[0], unit);
         b = two_rows(b, vector + WORKGROUP, next + WORKGROUP, pivot[1], unit);
-        if ACROSS == 4u {
-            c = two_rows(c, vector + 2u * WORKGROUP, next + 2u * WORKGROUP, pivot[2], unit);
-            d = two_rows(d, vector + 3u * WORKGROUP, next + 3u * WORKGROUP, pivot[3], unit);
-        }
         vector = next + step;
     }
     if r < at.end {
         a = one_row(a, vector, pivot[0], unit);
         b = one_row(b, vector + WORKGROUP, pivot[1], unit);
-        if ACROSS == 4u {
-            c = one_row(c, vector + 2u * WORKGROUP, pivot[2], unit);
-            d = one_row(d, vector + 3u * WORKGROUP, pivot[3], unit);
-        }
     }
     let count = f32(at.end - at.start);
-    return array(grown(a, count), grown(b, count), grown(c, count), grown(d, count));
+    return array(grown(a, count), grown(b, count));
 }

@@ -31,22 +31,14 @@ fn span_apply(lane: u32, first: u32, start: u32, end: u32, c: Applied) {
     }
 }
 
-// Down several columns of vectors at once (ACROSS), of which `column` is the first.
-fn strips_apply(group: u32, column: u32, row: u32, end: u32, c: array<Applied, 4>) {
+// Down two columns of vectors at once (ACROSS), of which `column` is the first.
+fn strips_apply(group: u32, column: u32, row: u32, end: u32, c: array<Applied, 2>) {
     let step = params.row_vectors;
     var v0 = group * (params.group_elements / 4u) + row * step + column;
     for (var r = row; r < end; r++) {
         let v1 = v0 + WORKGROUP;
         let r0 = load(v0);
         let r1 = load(v1);
-        if ACROSS == 4u {
-            let v2 = v1 + WORKGROUP;
-            let v3 = v2 + WORKGROUP;
-            let r2 = load(v2);
-            let r3 = load(v3);
-            apply(v2, r2, c[2]);
-            apply(v3, r3, c[3]);
-        }
         apply(v0, r0, c[0]);
         apply(v1, r1, c[1]);
         v0 += step;

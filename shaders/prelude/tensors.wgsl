@@ -239,8 +239,8 @@ fn elements_before(walk: RowWalk, first: u32, t: u32) -> u32 {
 // neighbouring tiles, so that together they go over whole rows.
 //
 // The workgroups of a software adapter are a few lanes wide and run one after the other: where rows are long, the line of
-// memory that a lane needs next is never near the last one. There a tile is two or four times as wide as a workgroup
-// (ACROSS), and a lane goes down as many columns at once, WORKGROUP vectors apart. Tiles are whole then, and nothing is masked or ragged.
+// memory that a lane needs next is never near the last one. There a tile is twice as wide as a workgroup (ACROSS),
+// and a lane goes down two columns at once, WORKGROUP vectors apart. Tiles are whole then, and nothing is masked or ragged.
 
 struct Block {
     group: u32,

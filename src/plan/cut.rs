@@ -148,13 +148,14 @@ impl Plan {
         (params, pieces * tiles)
     }
 
-    /// How many columns a lane can go down at once: several on a software adapter, where rows are whole tiles that wide.
+    /// How many columns a lane can go down at once: two on a software adapter, where rows are whole tiles that wide.
     fn columns_across(&self, lanes: u64, row_vectors: u64) -> u64 {
-        if !self.caps.is_cpu() || self.problem.mask {
-            return 1;
+        let whole = row_vectors.is_multiple_of(2 * lanes);
+        if self.caps.is_cpu() && !self.problem.mask && whole {
+            2
+        } else {
+            1
         }
-        let whole = |across: &u64| row_vectors.is_multiple_of(across * lanes);
-        [4, 2].into_iter().find(whole).unwrap_or(1)
     }
 
     pub(super) fn cut_flat(&self, workgroups: Option<u32>) -> Apply {

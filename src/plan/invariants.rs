@@ -312,7 +312,7 @@ impl Plan {
                 ensure!(across == (tile / lanes).max(1), "{kernel:?}");
                 if across > 1 {
                     // Whole tiles, of which nothing is masked.
-                    ensure!(matches!(across, 2 | 4) && !p.mask, "{kernel:?}");
+                    ensure!(across == 2 && !p.mask, "{kernel:?}");
                     ensure!(tile == across * lanes, "{kernel:?}: {tile}");
                     ensure!(row_vectors.is_multiple_of(tile), "{kernel:?}: {tile}");
                     ensure!(again == 1, "{kernel:?}");
